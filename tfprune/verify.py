@@ -1,0 +1,153 @@
+"""Two models, the same inputs, the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from tfprune.errors import VerificationError
+
+# Of the largest output. float64 networks agree to rounding; float32 ones to what a sum in another order costs.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far two models are apart on the same inputs.
+
+    Attributes:
+        difference: the largest absolute difference over all outputs and samples.
+        largest: the largest absolute output of the reference model.
+        spread: the standard deviation of the reference's outputs; near 0, agreement says little.
+        tolerance: the largest `relative` that counts as equal, a fraction of the largest output.
+        samples: how many random inputs were compared.
+    """
+
+    difference: float
+    largest: float
+    spread: float
+    tolerance: float
+    samples: int
+
+    @property
+    def relative(self) -> float:
+        """The difference as a fraction of the largest output (the difference itself if all outputs are 0)."""
+        return self.difference / self.largest if self.largest > 0 else self.difference
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two models agree; NaN never agrees."""
+        return bool(self.relative <= self.tolerance)
+
+    def raise_if_different(self, what: str) -> Verification:
+        """Return self, or raise `VerificationError` naming `what` was compared."""
+        if not self.equal:
+            raise VerificationError(
+                f"{what}: outputs differ by {self.difference:.3g}, which is {self.relative:.3g} of the largest output "
+                f"({self.largest:.3g}); at most {self.tolerance:g} was allowed over {self.samples} random inputs."
+            )
+        return self
+
+    def __str__(self) -> str:
+        verdict = "equal" if self.equal else "DIFFERENT"
+        return f"{verdict}: {self.relative:.2g} of the largest output (tolerance {self.tolerance:g})"
+
+
+def compare(
+    reference: Sequence[np.ndarray], other: Sequence[np.ndarray], tolerance: float, samples: int = 1
+) -> Verification:
+    """Compare two lists of output arrays, pairwise.
+
+    >>> compare([np.array([1.0, -2.0])], [np.array([1.0, -2.0])], tolerance=1e-5).equal
+    True
+    >>> compare([np.array([1.0, -2.0])], [np.array([1.0, -2.1])], tolerance=1e-5).relative
+    0.05...
+
+    Raises:
+        VerificationError: the lists differ in length, or a pair in shape.
+    """
+    shapes = [np.shape(a) for a in reference], [np.shape(b) for b in other]
+    if shapes[0] != shapes[1]:
+        raise VerificationError(f"output shapes differ: {shapes[0]} became {shapes[1]}")
+    if not reference:
+        raise VerificationError("there are no outputs to compare")
+    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(reference, other, strict=True)]
+    # An infinity or NaN that both have at the same place is agreement; one that only one has is not.
+    differences = [np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b)) for a, b in pairs]
+    finite = np.concatenate([a[np.isfinite(a)].ravel() for a, _ in pairs])
+    return Verification(
+        difference=float(max(np.max(d, initial=0.0) for d in differences)),
+        largest=float(np.max(np.abs(finite), initial=0.0)),
+        spread=float(np.std(finite)) if finite.size else 0.0,
+        tolerance=tolerance,
+        samples=samples,
+    )
+
+
+def random_inputs(model: keras.Model, samples: int = 2, seed: int = 0, size: int = 32) -> list[np.ndarray]:
+    """Standard normal arrays that fit the model's inputs, in the order of `model.inputs`.
+
+    Unknown axes other than the batch get `size` entries; integer inputs get small non-negative integers.
+    """
+    generator = np.random.default_rng(seed)
+    arrays = []
+    for tensor in model.inputs:
+        shape = (samples, *(size if axis is None else axis for axis in tensor.shape[1:]))
+        if "int" in tensor.dtype:
+            arrays.append(generator.integers(0, 2, shape).astype(tensor.dtype))
+        elif tensor.dtype == "bool":
+            arrays.append(generator.integers(0, 2, shape).astype(bool))
+        else:
+            arrays.append(generator.standard_normal(shape).astype(tensor.dtype))
+    return arrays
+
+
+def run(model: keras.Model, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The outputs of `model` at inference, flat, in the order of `model.outputs`."""
+    packed = keras.tree.pack_sequence_as(model._inputs_struct, list(inputs))
+    outputs = model(packed, training=False)
+    return [keras.ops.convert_to_numpy(keras.ops.cast(y, _comparable(y.dtype))) for y in keras.tree.flatten(outputs)]
+
+
+def _comparable(dtype) -> str:
+    """numpy has no bfloat16: read it as float32."""
+    name = keras.backend.standardize_dtype(dtype)
+    return "float32" if name == "bfloat16" else name
+
+
+def tolerance_of(model: keras.Model) -> float:
+    """The tolerance of the coarsest dtype that any layer of the model computes in."""
+    dtypes = {getattr(layer, "compute_dtype", "float32") for layer in model._flatten_layers()}
+    return max(TOLERANCE.get(str(dtype), 0.0) for dtype in dtypes | {str(model.compute_dtype)})
+
+
+def verify(
+    reference: keras.Model,
+    other: keras.Model | Callable[[list[np.ndarray]], Sequence[np.ndarray]],
+    *,
+    samples: int = 2,
+    seed: int = 0,
+    tolerance: float | None = None,
+    inputs: Sequence[np.ndarray] | None = None,
+) -> Verification:
+    """Run both models on the same random inputs and report how far apart they are.
+
+    Args:
+        reference: a built Keras model.
+        other: a Keras model with the same inputs, or a function from a list of input arrays to a list of outputs.
+        samples: the batch of random inputs.
+        seed: of the random inputs.
+        tolerance: a fraction of the largest output; by default 1e-5 for float32 and 1e-12 for float64.
+        inputs: arrays to use instead of random ones, in the order of `reference.inputs`.
+
+    Returns:
+        A `Verification`; ask it `.equal`, or call `.raise_if_different(what)`.
+    """
+    arrays = list(random_inputs(reference, samples, seed) if inputs is None else inputs)
+    expected = run(reference, arrays)
+    got = run(other, arrays) if isinstance(other, keras.Model) else list(other(arrays))
+    limit = tolerance_of(reference) if tolerance is None else tolerance
+    return compare(expected, got, limit, samples=len(arrays[0]))
