@@ -1,0 +1,80 @@
+"""What a model's inputs and outputs are called in an exported file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import keras
+
+from tfprune.errors import ExportError
+
+
+def functional(model: keras.Model) -> keras.Model:
+    """The model as a functional one: a `Sequential` is wrapped, sharing its layers; others are returned as they are.
+
+    Raises:
+        ExportError: the model has no symbolic inputs, because it is subclassed or not built.
+    """
+    try:
+        inputs, outputs = model.inputs, model.outputs
+    except (AttributeError, ValueError):
+        inputs = outputs = None
+    if not inputs or not outputs:
+        raise ExportError(
+            f"{model.name!r} ({type(model).__name__}) has no symbolic inputs, which export needs; build a Sequential "
+            f"by giving it a keras.Input, and wrap a subclassed model: "
+            f"x = keras.Input(shape); keras.Model(x, model(x))"
+        )
+    if hasattr(model, "_inputs_struct"):
+        return model
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def input_names(model: keras.Model) -> tuple[str, ...]:
+    """The names of the `keras.Input`s, in the order of `model.inputs`, unique and valid in every format.
+
+    >>> image = keras.Input((4,), name="image")
+    >>> input_names(keras.Model(image, keras.layers.Dense(2, name="scores")(image)))
+    ('image',)
+    """
+    return unique(tensor._keras_history.operation.name for tensor in model.inputs)
+
+
+def output_names(model: keras.Model, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The names of the outputs: `asked`, or the names of the layers that make them, unique among inputs and outputs.
+
+    >>> image = keras.Input((4,), name="image")
+    >>> output_names(keras.Model(image, [keras.layers.Dense(2, name="scores")(image), image]))
+    ('scores', 'image_1')
+
+    Raises:
+        ExportError: the number of names asked for is not the number of outputs, or one is taken or not valid.
+    """
+    inputs = input_names(model)
+    if asked is None:
+        return unique((tensor._keras_history.operation.name for tensor in model.outputs), taken=inputs)
+    asked = (asked,) if isinstance(asked, str) else tuple(asked)
+    if len(asked) != len(model.outputs):
+        raise ExportError(f"{model.name!r} has {len(model.outputs)} outputs, but output_nodes names {len(asked)}: {asked}")
+    if unique(asked, taken=inputs) != asked:
+        raise ExportError(
+            f"output_nodes must be different names of letters, digits, '_', '.', '-' and '/' that no input has "
+            f"(inputs: {', '.join(inputs)}); got {asked}"
+        )
+    return asked
+
+
+def unique(names: Iterable[str], taken: Iterable[str] = ()) -> tuple[str, ...]:
+    """Valid names, made different from each other and from `taken` by appending _1, _2, ..."""
+    used, result = set(taken), []
+    for name in names:
+        # TensorFlow's rule for node names; ONNX and SavedModel allow more.
+        valid = re.sub(r"[^A-Za-z0-9_./-]", "_", name).lstrip("_/-") or "tensor"
+        free, number = valid, 0
+        while free in used:
+            number += 1
+            free = f"{valid}_{number}"
+        used.add(free)
+        result.append(free)
+    return tuple(result)

@@ -1,0 +1,295 @@
+"""Passes over an ONNX model: weights in, what is constant folded, and what a runtime would get wrong avoided."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfprune.errors import ExportError
+
+Constants = dict[str, np.ndarray]
+
+
+def take_constants(model: Any) -> Constants:
+    """The initializers and Constant nodes as arrays by name, taken out of the model."""
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    del graph.initializer[:]
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if value is None:
+            kept.append(node)
+        else:
+            constants[node.output[0]] = numpy_helper.to_array(value)
+    _replace_nodes(graph, kept)
+    return constants
+
+
+def fold_constants(model: Any, constants: Constants) -> dict[str, str]:
+    """Compute the nodes that only move a constant (a kernel to its ONNX layout) and drop them.
+
+    An array is dropped with its last reader, so that a weight is held once. Returns which constant each folded one
+    was made from.
+    """
+    origins: dict[str, str] = {}
+    graph = model.graph
+    uses = _uses(graph)
+    outputs = {output.name for output in graph.output}
+    kept = []
+    for node in graph.node:
+        fold = _FOLDABLE.get(node.op_type)
+        if fold is None or node.output[0] in outputs or any(name not in constants for name in node.input if name):
+            kept.append(node)
+            continue
+        constants[node.output[0]] = fold(node, [constants[name] for name in node.input if name])
+        origins[node.output[0]] = origins.get(node.input[0], node.input[0])
+        for name in node.input:
+            uses[name] -= 1
+            if not uses[name]:
+                constants.pop(name, None)
+    _replace_nodes(graph, kept)
+    return origins
+
+
+def rename_constants(model: Any, constants: Constants, names: Mapping[str, str]) -> None:
+    """Give constants other names; one that is taken gets _1, _2, ... appended."""
+    final = {}
+    taken = {name for graph in _graphs(model.graph) for node in graph.node for name in (*node.input, *node.output)}
+    for old, new in names.items():
+        if old in constants:
+            final[old] = _fresh(new, taken)
+            taken.add(final[old])
+            constants[final[old]] = constants.pop(old)
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                if name in final:
+                    node.input[index] = final[name]
+
+
+def _perm(node: Any) -> list[int] | None:
+    return next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+
+
+def _reshape(node: Any, values: list[np.ndarray]) -> np.ndarray:
+    shape = [values[0].shape[axis] if size == 0 else int(size) for axis, size in enumerate(values[1])]
+    return values[0].reshape(shape)
+
+
+def _cast(node: Any, values: list[np.ndarray]) -> np.ndarray:
+    from onnx import helper
+
+    return values[0].astype(helper.tensor_dtype_to_np_dtype(next(a.i for a in node.attribute if a.name == "to")))
+
+
+def _axes(values: list[np.ndarray]) -> tuple[int, ...] | None:
+    return tuple(int(axis) for axis in values[1]) if len(values) > 1 else None
+
+
+_FOLDABLE: Mapping[str, Callable[[Any, list[np.ndarray]], np.ndarray]] = {
+    "Identity": lambda node, values: values[0],
+    "Transpose": lambda node, values: values[0].transpose(_perm(node)),
+    "Reshape": _reshape,
+    "Squeeze": lambda node, values: np.squeeze(values[0], _axes(values)),
+    "Unsqueeze": lambda node, values: np.expand_dims(values[0], _axes(values) or ()),
+    "Cast": _cast,
+}
+
+
+def fold_affine(model: Any, constants: Constants) -> None:
+    """Fold Mul and Add by a constant a channel (BatchNormalization) into the convolution before them, in float64.
+
+    Cases: the convolution's result has one reader and is no output of the model; the constant varies along the
+    channel axis or not at all. A kernel that several convolutions share is copied for this one.
+    """
+    graph = model.graph
+    uses = _uses(graph)
+    nodes = list(graph.node)
+    readers = {name: index for index, node in enumerate(nodes) for name in node.input}
+    gone: set[int] = set()
+    for conv in nodes:
+        if conv.op_type != "Conv" or conv.input[1] not in constants:
+            continue
+        while True:
+            index = readers.get(conv.output[0])
+            if index is None or uses[conv.output[0]] != 1 or nodes[index].op_type not in ("Mul", "Add"):
+                break
+            node = nodes[index]
+            other = node.input[1] if node.input[0] == conv.output[0] else node.input[0]
+            kernel = constants[conv.input[1]]
+            factor = _by_channel(constants.get(other), kernel)
+            if factor is None or (len(conv.input) > 2 and conv.input[2] and conv.input[2] not in constants):
+                break
+            _fold_into(conv, node.op_type, factor, constants, uses)
+            uses[other] -= 1
+            conv.output[0] = node.output[0]
+            gone.add(index)
+    _replace_nodes(graph, [node for index, node in enumerate(nodes) if index not in gone])
+
+
+def _by_channel(value: np.ndarray | None, kernel: np.ndarray) -> np.ndarray | None:
+    """A constant as a float64 vector over the convolution's output channels, or None if it is anything else."""
+    if value is None or value.dtype.kind != "f" or value.ndim > kernel.ndim:
+        return None
+    shape = (1,) * (kernel.ndim - value.ndim) + value.shape
+    if any(size != 1 for axis, size in enumerate(shape) if axis != 1) or shape[1] not in (1, kernel.shape[0]):
+        return None
+    return np.broadcast_to(value.astype(np.float64).reshape(-1), (kernel.shape[0],))
+
+
+def _fold_into(conv: Any, op: str, by_channel: np.ndarray, constants: Constants, uses: Counter[str]) -> None:
+    kernel = constants[conv.input[1]]
+    biased = len(conv.input) > 2 and bool(conv.input[2])
+    bias = constants[conv.input[2]].astype(np.float64) if biased else np.zeros(kernel.shape[0])
+    if op == "Mul":
+        bias = bias * by_channel
+        scaled = kernel * by_channel.reshape(-1, *[1] * (kernel.ndim - 1))
+        name = conv.input[1] if uses[conv.input[1]] == 1 else _fresh(conv.input[1], constants)
+        uses[conv.input[1]] -= 1
+        constants[name] = scaled.astype(kernel.dtype)
+        uses[name] += 1
+        conv.input[1] = name
+    else:
+        bias = bias + by_channel
+    if op == "Mul" and not biased:
+        return
+    if biased:
+        uses[conv.input[2]] -= 1
+    name = _fresh(f"{conv.input[1]}_bias", constants)
+    constants[name] = bias.astype(kernel.dtype)
+    uses[name] += 1
+    del conv.input[2:]
+    conv.input.append(name)
+
+
+def _fresh(name: str, taken: Container[str]) -> str:
+    number = 0
+    while (free := name if not number else f"{name}_{number}") in taken:
+        number += 1
+    return free
+
+
+def keep_zero_padding(model: Any) -> None:
+    """Say auto_pad=VALID (no padding) on a MaxPool that reads a Pad.
+
+    onnxruntime moves a Pad of zeros into the MaxPool behind it (its Pad_Fusion, microsoft/onnxruntime#18136), but a
+    MaxPool pads with minus infinity: wherever all of a border window is negative, 0 becomes that negative number.
+    ResNetV2, whose first convolution has no activation, is off by 1e-3. It leaves a MaxPool that has an auto_pad
+    alone. The same mistake elsewhere: onnxsim/onnxsim#290, onnx/optimizer#318.
+    """
+    from onnx import helper
+
+    padded = {node.output[0] for node in model.graph.node if node.op_type == "Pad"}
+    for node in model.graph.node:
+        attributes = {a.name: a for a in node.attribute}
+        if node.op_type != "MaxPool" or node.input[0] not in padded:
+            continue
+        if any(attributes["pads"].ints) if "pads" in attributes else False:
+            continue
+        kept = [a for a in node.attribute if a.name not in ("pads", "auto_pad")]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("auto_pad", "VALID")])
+
+
+def put_constants(model: Any, constants: Constants) -> None:
+    """Write the arrays that are read into the model, emptying `constants` on the way."""
+    from onnx import helper
+
+    read = {name for graph in _graphs(model.graph) for node in graph.node for name in node.input}
+    read |= {output.name for output in model.graph.output}
+    for name in list(constants):
+        value = constants.pop(name)
+        if name in read:
+            tensor = model.graph.initializer.add()
+            tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(value.dtype)
+            tensor.dims.extend(value.shape)
+            tensor.raw_data = value.tobytes()
+
+
+def finish(model: Any, inputs: list[tuple[str, Any]], outputs: list[tuple[str, Any]], metadata: Mapping[str, str]) -> None:
+    """Declare the model's inputs and outputs in Keras' order with its shapes, the batch axis as `batch`, and say by whom.
+
+    Args:
+        model: an ONNX model whose weights are in.
+        inputs: (name, Keras tensor) pairs.
+        outputs: the same.
+        metadata: key to value.
+    """
+    from onnx import helper
+
+    graph = model.graph
+    for declared, wanted in ((graph.input, inputs), (graph.output, outputs)):
+        infos = {value.name: value for value in declared}
+        extra = [value for name, value in infos.items() if name not in dict(wanted)]
+        del declared[:]
+        declared.extend(_declaration(name, tensor, infos[name]) for name, tensor in wanted if name in infos)
+        declared.extend(extra)
+    # Shapes in between are tf2onnx's guesses, with axes called unk__12; a runtime infers them.
+    del graph.value_info[:]
+    model.producer_name, model.producer_version = "tfprune", ""
+    kept = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    helper.set_model_props(model, dict(metadata))
+
+
+def _declaration(name: str, tensor: Any, info: Any) -> Any:
+    from onnx import helper
+
+    axes = [
+        ("batch" if axis == 0 else f"{name}_{axis}") if size is None else size for axis, size in enumerate(tensor.shape)
+    ]
+    return helper.make_tensor_value_info(name, info.type.tensor_type.elem_type, axes)
+
+
+def check(model: Any, opset: int, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """Refuse what `onnx.checker` lets pass: unknown operators, other domains, inputs that the Keras model lacks.
+
+    Raises:
+        ExportError: the file would not run, or not with the model's inputs.
+    """
+    from onnx import defs
+
+    foreign = Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for graph in _graphs(model.graph)
+        for node in graph.node
+        if node.domain not in ("", "ai.onnx") or not defs.has(node.op_type, max_inclusive_version=opset)
+    )
+    if foreign:
+        listed = ", ".join(f"{name} ({count} times)" for name, count in sorted(foreign.items()))
+        raise ExportError(f"the model needs operators that ONNX {opset} does not have: {listed}; export it as saved_model")
+    found = tuple(value.name for value in model.graph.input), tuple(value.name for value in model.graph.output)
+    if found != (inputs, outputs):
+        raise ExportError(
+            f"the ONNX graph has inputs {found[0]} and outputs {found[1]}, but the Keras model has {inputs} and {outputs}"
+        )
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph and those inside its nodes (the bodies of If, Loop and Scan)."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _graphs(inner)
+
+
+def _uses(graph: Any) -> Counter[str]:
+    """How often each tensor is read, by nodes at any depth or as an output of the model."""
+    uses = Counter(name for inner in _graphs(graph) for node in inner.node for name in node.input)
+    uses.update(output.name for inner in _graphs(graph) for output in inner.output)
+    return uses
+
+
+def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    if len(nodes) != len(graph.node):
+        kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(kept)

@@ -1,0 +1,166 @@
+"""A Keras model as one flat TensorFlow graph without variables: what the .pb and the .onnx are made from.
+
+The weights are not in the graph. Each is a Placeholder, and `TracedGraph.weights` says which Keras variable belongs
+there, so that a writer decides where the bytes go. Freezing the usual way copies each weight four times over
+(variable, numpy, constant in the new function, its GraphDef) before anything is converted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfprune.errors import ExportError
+from tfprune.export.registry import Options
+
+#: protobuf, which a GraphDef and an ONNX file are, stops at 2 GiB.
+PROTOBUF_LIMIT = 2**31 - 2**20
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A GraphDef without functions, variables or weights.
+
+    Attributes:
+        graph_def: its inputs are Placeholders named as asked, its outputs Identity nodes named as asked, at the end.
+        weights: name of a Placeholder to the Keras variable whose value belongs there.
+    """
+
+    graph_def: Any
+    weights: Mapping[str, keras.Variable]
+
+
+def trace(model: keras.Model, options: Options, lower_control_flow: bool) -> TracedGraph:
+    """Trace `model` at inference.
+
+    Args:
+        model: a functional model.
+        options: the names of its inputs and outputs.
+        lower_control_flow: write loops as the Switch and Merge nodes of TensorFlow 1, not as While nodes and functions.
+
+    Raises:
+        ExportError: the weights exceed the 2 GiB that one protobuf can hold.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    variables = list({id(v): v for v in model.variables}.values())
+    _refuse_too_large(model, variables)
+
+    def call(inputs, weights):
+        with keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))):
+            outputs = model(keras.tree.pack_sequence_as(model._inputs_struct, inputs), training=False)
+        return [tf.identity(y) for y in keras.tree.flatten(outputs)]
+
+    input_specs = [tf.TensorSpec(x.shape, x.dtype, f"tfprune_input_{i}") for i, x in enumerate(model.inputs)]
+    weight_specs = [tf.TensorSpec(v.shape, v.dtype, f"tfprune_weight_{i}") for i, v in enumerate(variables)]
+    with _functions_inlined():
+        function = tf.function(call, autograph=False).get_concrete_function(input_specs, weight_specs)
+    # What is left to freeze are captured constants (Normalization's mean and variance, which tf2onnx would turn into
+    # inputs that nobody can feed) and variables that are not Keras'. Calls of functions are inlined on the way.
+    frozen = convert_variables_to_constants_v2(function, lower_control_flow=lower_control_flow)
+    given = {tensor.op.name for tensor in frozen.inputs}
+    missing = [spec.name for spec in input_specs + weight_specs if spec.name not in given]
+    if missing:
+        raise ExportError(f"{model.name!r}: TensorFlow lost the inputs {missing} while freezing the graph")
+    graph_def = _outputs_only(
+        frozen.graph.as_graph_def(),
+        renamed={
+            **{spec.name: name for spec, name in zip(input_specs, options.inputs, strict=True)},
+            **{tensor.op.name: name for tensor, name in zip(frozen.outputs, options.outputs, strict=True)},
+        },
+        inputs=options.inputs,
+        outputs=options.outputs,
+    )
+    present = {node.name for node in graph_def.node}
+    weights = {spec.name: v for spec, v in zip(weight_specs, variables, strict=True) if spec.name in present}
+    return TracedGraph(graph_def, weights)
+
+
+def with_constants(traced: TracedGraph, names: set[str]) -> Any:
+    """Put the values of the weights `names` into the graph, in place, and return the GraphDef."""
+    import tensorflow as tf
+
+    for node in traced.graph_def.node:
+        if node.name in names:
+            value = np.ascontiguousarray(keras.ops.convert_to_numpy(traced.weights[node.name]))
+            dtype = node.attr["dtype"].type
+            node.op = "Const"
+            node.ClearField("attr")
+            node.attr["dtype"].type = dtype
+            tensor = node.attr["value"].tensor
+            tensor.dtype = dtype
+            tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
+            tensor.tensor_content = value.tobytes()
+    return traced.graph_def
+
+
+@contextlib.contextmanager
+def _functions_inlined() -> Iterator[None]:
+    """Trace what Keras wraps in `tf.function(jit_compile=True)` (grouped convolutions) as plain nodes.
+
+    Otherwise they become StatefulPartitionedCall nodes that freezing leaves alone and tf2onnx cannot read:
+    https://github.com/onnx/tensorflow-onnx/issues/2099 and 2412.
+    """
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _outputs_only(graph_def: Any, renamed: dict[str, str], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+    """The part of the graph that the outputs need, plus all inputs, with `renamed` nodes; inputs first, outputs last."""
+    import tensorflow as tf
+
+    taken = set(renamed.values())
+    names = {node.name: node.name for node in graph_def.node}
+    for name in list(names):
+        if name in taken and name not in renamed:
+            names[name] = f"{name}__inner"
+    names.update(renamed)
+    for node in graph_def.node:
+        node.name = names[node.name]
+        for index, reference in enumerate(node.input):
+            node.input[index] = _renamed_reference(reference, names)
+        node.attr.pop("_class", None)
+    needed = tf.compat.v1.graph_util.extract_sub_graph(graph_def, list(outputs))
+    by_name = {node.name: node for node in graph_def.node}
+    first = [by_name[name] for name in inputs]
+    ends = set(inputs) | set(outputs)
+    result = tf.compat.v1.GraphDef(versions=graph_def.versions)
+    result.library.CopyFrom(needed.library)
+    result.node.extend(first)
+    result.node.extend(node for node in needed.node if node.name not in ends)
+    result.node.extend(by_name[name] for name in outputs)
+    return result
+
+
+def _renamed_reference(reference: str, names: dict[str, str]) -> str:
+    """A node's input is `name`, `name:port` or, for control only, `^name`."""
+    control = reference.startswith("^")
+    name, colon, port = reference.lstrip("^").partition(":")
+    return f"{'^' if control else ''}{names[name]}{colon}{port}"
+
+
+def _refuse_too_large(model: keras.Model, variables: list[keras.Variable]) -> None:
+    size = sum(int(np.prod(v.shape)) * _item_bytes(v.dtype) for v in variables)
+    if size > PROTOBUF_LIMIT:
+        raise ExportError(
+            f"{model.name!r} has {size / 2**30:.1f} GiB of weights, more than the 2 GiB that one .pb or .onnx file can "
+            f"hold; export it as saved_model or keras"
+        )
+
+
+def _item_bytes(dtype: str) -> int:
+    import tensorflow as tf
+
+    return tf.dtypes.as_dtype(dtype).size
