@@ -1,0 +1,89 @@
+"""What the weights prove: which channels are constant, which are never read, and so which may go.
+
+requires: a labelled graph, and its weights.
+does:     one walk forward (constants), one backward (reads), one look at each value.
+ensures:  a channel called removable is, in every tensor it lives in, 0, or not read, or a constant that its readers
+          can take into their biases. Whatever is not called so has a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfprune.channels.graph import ChannelGraph
+from tfprune.channels.ops import Contract, Facts
+from tfprune.channels.weights import Weight
+
+Bools = NDArray[np.bool_]
+
+
+def prove(
+    graph: ChannelGraph, weight: Callable[[Weight], NDArray], tables: dict[Weight, Bools] | None = None
+) -> Facts:
+    """Find the constants and the reads of every channel of every value.
+
+    Args:
+        weight: a weight's array.
+        tables: the zero tables of an earlier proof with the same weights, which need not be read again.
+    """
+    facts = Facts(graph.labels.of, weight, tables={} if tables is None else tables)
+    for op in graph.ops:
+        op.forward(facts)
+    for value, labels in graph.labels.of.items():
+        facts.read[value] = np.zeros(labels.shape, bool)
+    for value in graph.outputs:
+        facts.read[value] = np.ones(graph.labels.of[value].shape, bool)
+    for op in reversed(graph.ops):
+        op.backward(facts)
+    return facts
+
+
+def removable(graph: ChannelGraph, facts: Facts) -> Bools:
+    """channel -> whether it may go, by what is proved of it alone (the walk may still bring some back)."""
+    result = np.ones(graph.channel_of.max(initial=-1) + 1, bool)
+    result[list(graph.protected)] = False
+    for value, needed in _needed(graph, facts).items():
+        result[graph.channel_of[graph.labels.of[value][needed]]] = False
+    return result
+
+
+def _needed(graph: ChannelGraph, facts: Facts) -> dict[int, Bools]:
+    """value -> which of its channels could not be left out there."""
+    needed = {value: facts.read[value] & np.isnan(facts.constant[value]) for value in graph.labels.of}
+    for op in graph.ops:
+        if isinstance(op, Contract):
+            value = op.inputs[0]
+            needed[value] = needed[value] | op.unfoldable(facts)
+    return needed
+
+
+def reasons(graph: ChannelGraph, facts: Facts, channels: Bools) -> dict[int, str]:
+    """channel -> why it stays, for those of `channels` that do; the first place that needs it names the reason."""
+    found = {channel: reason for channel, reason in graph.protected.items() if channels[channel]}
+    wanted = channels.copy()
+    wanted[list(found)] = False
+    for value, needed in _needed(graph, facts).items():
+        labels = graph.labels.of[value]
+        here = needed & wanted[graph.channel_of[labels]]
+        for position in np.argwhere(here):
+            channel = int(graph.channel_of[labels[tuple(position)]])
+            if channel not in found:
+                found[channel] = _reason(graph, facts, value, facts.constant[value][tuple(position)])
+        wanted[list(found)] = False
+    return found
+
+
+def _reason(graph: ChannelGraph, facts: Facts, value: int, constant: float) -> str:
+    writer = graph.producer[value].layer
+    if np.isnan(constant):
+        return f"what {writer} writes there depends on the input, and is read"
+    for op in graph.ops:
+        if isinstance(op, Contract) and op.inputs[0] == value:
+            if op.pads:
+                return f"{constant:.3g} after {writer} crosses the padded {op.layer}"
+            if not op.foldable:
+                return f"{constant:.3g} after {writer} cannot become a bias of {op.layer}, which is shared or has none"
+    return f"{constant:.3g} after {writer} is read"

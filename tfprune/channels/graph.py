@@ -1,0 +1,318 @@
+"""ChannelGraph: what each channel of each tensor is, who writes it and who reads it."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfprune.channels.labels import Indices, Labels, Shape
+from tfprune.channels.ops import Contract, Narrowing, Op, Opaque
+from tfprune.channels.weights import Slot, Weight
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer (or ONNX node): what it was lowered to, and how it looks when it is narrower.
+
+    Attributes:
+        layer: its name, `outer/inner` in nested models.
+        kind: its class.
+        ops: the channel ops, in order.
+        origin: the node of the model; the calls of a nested model that is called twice share it.
+        arrays: argument number -> value, for arrays written into the model.
+        configure: from where everything is in the smaller model to what changes in the layer's settings.
+    """
+
+    layer: str
+    kind: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    ops: tuple[Op, ...]
+    origin: Any = None
+    configure: Callable[[Narrowing], dict[str, Any]] | None = None
+    arrays: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A nested model's call: all its inputs and outputs exist if any output is needed."""
+
+    layer: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """The part of one weight that a channel group owns.
+
+    Attributes:
+        slot: where.
+        positions: the slot's (flat) labels that belong to the group.
+        channels: which of the group's channels each of them is.
+    """
+
+    slot: Slot
+    positions: Indices
+    channels: Indices
+
+    @property
+    def layer(self) -> str:
+        return self.slot.weight.layer
+
+    @property
+    def role(self) -> str:
+        """`write`, `read`, `depthwise`, `bias`, `scale`, `shift` or `statistic`."""
+        return self.slot.role.partition(":")[0]
+
+
+@dataclass(eq=False)
+class ChannelGroup:
+    """Channels that always go together across layers: one width of the model.
+
+    Attributes:
+        name: the first layer that writes them (with `#2`, ... where a layer writes several groups).
+        units: which of the graph's units they are; a unit is what selection chooses as one.
+        reason: why none of them may go; empty if they may.
+        members: their parts of the weights.
+    """
+
+    name: str
+    units: Indices
+    reason: str
+    members: list[Member] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """How many channels there are to choose from."""
+        return len(self.units)
+
+    @property
+    def prunable(self) -> bool:
+        return not self.reason
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """The layers whose filters write the channels."""
+        return self._layers("write")
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The layers whose kernels read the channels."""
+        return self._layers("read")
+
+    @property
+    def carriers(self) -> tuple[str, ...]:
+        """The layers with weights of their own for each channel: depthwise convolutions, BatchNormalization."""
+        return self._layers("depthwise", "scale", "shift", "statistic")
+
+    def _layers(self, *roles: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(member.layer for member in self.members if member.role in roles))
+
+    def __repr__(self) -> str:
+        state = "prunable" if self.prunable else f"stays: {self.reason}"
+        return f"<ChannelGroup {self.name}, width {self.width}, {state}>"
+
+
+class ChannelGraph:
+    """The channels of a model: values, the ops between them, and the groups they fall into.
+
+    Built by `tfprune.trace`; printing it lists its channel groups.
+
+    Attributes:
+        name: the model's name.
+        calls: the layers' calls, in an order in which they can run.
+        shapes: value -> shape without the batch axis.
+        inputs, outputs: the model's values.
+        labels: value -> label array (`labels.of`), and where channels live in weights (`labels.slots`).
+        channel_of: label -> channel: what strip keeps or removes as one.
+        unit_of: label -> unit: what selection chooses as one (coarser for grouped convolutions).
+        model: the traced model; `variables` finds a weight's variable in it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        calls: Sequence[Call],
+        shapes: dict[int, Shape],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        boundaries: Sequence[Boundary] = (),
+        model: Any = None,
+        variables: dict[Weight, Any] | None = None,
+    ):
+        self.name, self.shapes, self.model, self.variables = name, shapes, model, variables or {}
+        self.inputs, self.outputs, self.boundaries = tuple(inputs), tuple(outputs), tuple(boundaries)
+        self.calls = list(calls)
+        self.labels = Labels()
+        self.ops: list[Op] = []
+        self._label()
+        self.channel_of = self.labels.channels()
+        self.unit_of = self.labels.units()
+
+    def _label(self) -> None:
+        kernels = Counter(op.kernel for call in self.calls for op in call.ops if isinstance(op, Contract))
+        for call in self.calls:
+            for op in call.ops:
+                reason = op.obstacle(self.labels, self.shapes)
+                if reason is not None:
+                    op = Opaque(op.layer, op.inputs, op.outputs, reason)
+                elif isinstance(op, Contract) and kernels[op.kernel] > 1:
+                    op.foldable = False
+                op = op.settled(self.labels, self.shapes)
+                op.label(self.labels, self.shapes)
+                self.ops.append(op)
+        for value in self.outputs:
+            self.labels.protect(self.labels.of[value], "it is an output of the model")
+
+    def weight(self, weight: Weight) -> NDArray:
+        """A weight's array, read from the traced model."""
+        return np.asarray(self.variables[weight])
+
+    @cached_property
+    def weights(self) -> tuple[Weight, ...]:
+        """Every weight of the model, in the order of its layers."""
+        return tuple(dict.fromkeys([*(w for op in self.ops for w in op.weights()), *self.variables]))
+
+    @cached_property
+    def producer(self) -> dict[int, Op]:
+        """value -> the op that makes it."""
+        return {value: op for op in self.ops for value in op.outputs}
+
+    @cached_property
+    def protected(self) -> dict[int, str]:
+        """channel -> why it may not go."""
+        reasons: dict[int, str] = {}
+        for labels, reason in self.labels.protections:
+            for channel in np.unique(self.channel_of[labels]).tolist():
+                reasons.setdefault(channel, reason)
+        return reasons
+
+    @cached_property
+    def opaque(self) -> tuple[Opaque, ...]:
+        """The ops that could not be followed."""
+        return tuple(op for op in self.ops if isinstance(op, Opaque))
+
+    def unit_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """From a mask over units to one over channels."""
+        result = np.zeros(self.channel_of.max(initial=-1) + 1, bool)
+        result[self.channel_of] = mask[self.unit_of]
+        return result
+
+    @cached_property
+    def units(self) -> int:
+        """How many units there are."""
+        return int(self.unit_of.max(initial=-1)) + 1
+
+    @cached_property
+    def groups(self) -> list[ChannelGroup]:
+        """The channel groups that some layer writes, in the order of their first writers."""
+        group_of, reasons = self._group_units()
+        order = np.argsort(group_of, kind="stable")
+        bounds = np.searchsorted(group_of[order], np.arange(len(reasons) + 1))
+        within = np.empty(self.units, np.intp)
+        within[order] = np.arange(self.units) - bounds[group_of[order]]
+        groups = [
+            ChannelGroup("", order[start:stop], reason)
+            for start, stop, reason in zip(bounds[:-1], bounds[1:], reasons, strict=True)
+        ]
+        for slot in self.labels.slots.values():
+            units = self.unit_of[slot.labels.ravel()]
+            owners = group_of[units]
+            first = owners[0]
+            if (owners == first).all():
+                groups[first].members.append(Member(slot, np.arange(len(units)), within[units]))
+                continue
+            for owner in np.unique(owners).tolist():
+                positions = np.flatnonzero(owners == owner)
+                groups[owner].members.append(Member(slot, positions, within[units[positions]]))
+        return _named([group for group in groups if group.writers])
+
+    def _group_units(self) -> tuple[Indices, list[str]]:
+        """unit -> group, and each group's reason to stay.
+
+        Units with labels from the same blocks and the same protection form a group. A block's mark is a random
+        64-bit number (seeded) and a unit's the sum of its blocks', so that equal sets get equal sums.
+        """
+        blocks = np.searchsorted(self.labels.blocks, np.arange(self.labels.count), side="right") - 1
+        reasons = [""] * self.units
+        for labels, reason in self.labels.protections:
+            for unit in np.unique(self.unit_of[labels]).tolist():
+                reasons[unit] = reasons[unit] or reason
+        texts = {text: index for index, text in enumerate(dict.fromkeys(reasons))}
+        generator = np.random.default_rng(0)
+        top = np.iinfo(np.uint64).max
+        marks = generator.integers(0, top, len(self.labels.blocks), np.uint64)
+        text_marks = generator.integers(0, top, len(texts), np.uint64)
+        sums = text_marks[[texts[reason] for reason in reasons]]
+        np.add.at(sums, self.unit_of, marks[blocks])
+        _, first, inverse = np.unique(sums, return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(first))
+        return rank[inverse], [reasons[index] for index in np.sort(first)]
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group with this name, or that this layer writes first.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for group in self.groups:
+            if group.name == name or name in group.writers:
+                return group
+        raise KeyError(name)
+
+    def replaced(self, replacements: dict[int, tuple[Op, ...]]) -> ChannelGraph:
+        """The same graph with other ops for some calls (by number), and without what nobody needs any more."""
+        calls = [copy.copy(call) for call in self.calls]
+        for index, call in enumerate(calls):
+            call.ops = replacements.get(index, call.ops)
+            call.inputs = tuple(value for op in call.ops for value in op.inputs) if index in replacements else call.inputs
+        needed = needed_values(calls, self.outputs, self.boundaries)
+        alive = [call for call in calls if not call.inputs or any(value in needed for value in call.outputs)]
+        for call in alive:
+            call.ops = tuple(copy.copy(op) for op in call.ops)
+        boundaries = [b for b in self.boundaries if any(value in needed for value in b.outputs)]
+        return ChannelGraph(
+            self.name, alive, self.shapes, self.inputs, self.outputs, boundaries, self.model, self.variables
+        )
+
+    def __str__(self) -> str:
+        from tfprune.channels.printing import graph_table
+
+        return graph_table(self)
+
+    def __repr__(self) -> str:
+        prunable = sum(group.prunable for group in self.groups)
+        return f"<ChannelGraph of {self.name}: {len(self.calls)} calls, {len(self.groups)} groups, {prunable} prunable>"
+
+
+def needed_values(calls: Iterable[Call], outputs: Sequence[int], boundaries: Sequence[Boundary]) -> set[int]:
+    """The values that the outputs depend on."""
+    ordered = list(calls)
+    needed = set(outputs)
+    size = -1
+    while size != len(needed):
+        size = len(needed)
+        for call in reversed(ordered):
+            if any(value in needed for value in call.outputs):
+                needed.update(call.inputs)
+        for boundary in boundaries:
+            if any(value in needed for value in boundary.outputs):
+                needed.update(boundary.inputs, boundary.outputs)
+    return needed
+
+
+def _named(groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    seen: Counter[str] = Counter()
+    for group in groups:
+        writer = group.writers[0]
+        seen[writer] += 1
+        group.name = writer if seen[writer] == 1 else f"{writer}#{seen[writer]}"
+    return groups

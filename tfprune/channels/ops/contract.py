@@ -1,0 +1,341 @@
+"""Ops with a kernel: `Contract` mixes all its input channels, `Depthwise` gives each its own outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfprune.channels.labels import Indices, Labels, Shape, along
+from tfprune.channels.ops.base import Bools, Facts, Floats, Narrowing, Op, Violation
+from tfprune.channels.weights import Weight
+
+
+@dataclass(eq=False)
+class Contract(Op):
+    """Convolution of any rank, grouped or transposed; Dense; EinsumDense: reads labels, writes fresh ones.
+
+    Attributes:
+        kernel: the weight.
+        read: (value axis, kernel axis) of what is summed over.
+        write: (value axis, kernel axis) of what is written.
+        bias: of the size of the written axes, if there is one.
+        groups: of a grouped convolution; then `read` and `write` are one axis each.
+        pads: whether zeros from outside the input enter the sum, so that a constant does not stay constant.
+        positions: how often the kernel is applied to one sample; 0 if unknown.
+        foldable: whether a constant may be added to (or become) its bias.
+    """
+
+    kernel: Weight
+    read: tuple[tuple[int, int], ...]
+    write: tuple[tuple[int, int], ...]
+    bias: Weight | None = None
+    groups: int = 1
+    pads: bool = False
+    positions: int = 0
+    foldable: bool = True
+
+    def __post_init__(self) -> None:
+        self.read_axes = tuple(axis for axis, _ in self.read)
+        self.write_axes = tuple(axis for axis, _ in self.write)
+        read, write = (tuple(axis for _, axis in pairs) for pairs in (self.read, self.write))
+        # A grouped kernel (k, inputs/groups, outputs) is really (k, inputs/groups, groups, outputs/groups).
+        self.split = self.kernel.shape
+        self.read_slots, self.write_slots = read, write
+        if self.groups > 1:
+            inputs, outputs = read[0], write[0]
+            size = self.kernel.shape[outputs] // self.groups
+            self.split = (*self.kernel.shape[:outputs], self.groups, size, *self.kernel.shape[outputs + 1 :])
+            self.read_slots = (outputs, inputs + (inputs > outputs))
+            self.write_slots = (outputs, outputs + 1)
+
+    def weights(self) -> tuple[Weight, ...]:
+        return (self.kernel,) if self.bias is None else (self.kernel, self.bias)
+
+    def macs(self, sizes: Callable[[Weight], int]) -> int:
+        return self.positions * sizes(self.kernel)
+
+    def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
+        source = along(labels, labels.of[self.inputs[0]], shapes[self.inputs[0]], self.read_axes)
+        sizes = tuple(self.kernel.shape[axis] for _, axis in self.write)
+        known = labels.slots.get((self.kernel, "write"))
+        target = known.labels.reshape(sizes) if known else labels.fresh(math.prod(sizes)).reshape(sizes)
+        if self.groups > 1:
+            source_grouped = source.reshape(self.groups, -1)
+            target_grouped = target.reshape(self.groups, -1)
+            labels.lockstep(source_grouped, source_grouped[:1])
+            labels.lockstep(target_grouped, target_grouped[:1])
+            labels.bind(self.kernel, "read", source_grouped, self.split, self.read_slots)
+            labels.bind(self.kernel, "write", target_grouped, self.split, self.write_slots)
+        else:
+            labels.bind(self.kernel, "read", source, self.split, self.read_slots)
+            labels.bind(self.kernel, "write", target, self.split, self.write_slots)
+        if self.bias is not None:
+            labels.bind(self.bias, "bias", target, sizes, tuple(range(len(sizes))))
+        rank = len(shapes[self.output])
+        shape = [1] * rank
+        for axis, size in zip(self.write_axes, sizes, strict=True):
+            shape[axis] = size
+        labels.of[self.output] = target.transpose(np.argsort(self.write_axes)).reshape(shape)
+
+    def table(self, facts: Facts) -> Bools:
+        """(groups, inputs, outputs): whether the output depends on the input at all. Each weight is read once."""
+        table = facts.tables.get(self.kernel)
+        if table is None:
+            nonzero = self._grouped(facts.weight(self.kernel)) != 0
+            table = facts.tables[self.kernel] = nonzero.any(axis=tuple(range(nonzero.ndim - 3)))
+        return table
+
+    def _grouped(self, kernel: np.ndarray) -> np.ndarray:
+        """The kernel as (..., groups, inputs of a group, outputs of a group)."""
+        kernel = kernel.reshape(self.split)
+        axes = (*self.read_slots, *self.write_slots)
+        others = tuple(axis for axis in range(kernel.ndim) if axis not in axes)
+        if self.groups > 1:
+            return kernel.transpose(*others, self.read_slots[0], self.read_slots[1], self.write_slots[1])
+        kernel = kernel.transpose(*others, *self.read_slots, *self.write_slots)
+        inputs = math.prod(self.kernel.shape[axis] for axis in self.read_slots)
+        return kernel.reshape(*(self.split[axis] for axis in others), 1, inputs, -1)
+
+    def sums(self, facts: Facts, constants: Floats) -> Floats:
+        """What constant inputs add to each output, flat; exact only where nothing is padded.
+
+        Args:
+            constants: one number an input, flat.
+        """
+        grouped = self._grouped(np.asarray(facts.weight(self.kernel), np.float64))
+        total = grouped.sum(axis=tuple(range(grouped.ndim - 3)))
+        return np.einsum("gi,gio->go", constants.reshape(self.groups, -1), total).ravel()
+
+    def constants_read(self, facts: Facts) -> Floats:
+        """The constant of each input, flat over the read axes; NaN where unknown or different across positions."""
+        value = self.inputs[0]
+        constant = facts.constant[value]
+        others = tuple(axis for axis in range(constant.ndim) if axis not in self.read_axes)
+        if any(constant.shape[axis] > 1 for axis in others):
+            first = constant.min(axis=others, keepdims=True)
+            constant = np.where((constant == first).all(axis=others, keepdims=True), first, np.nan)
+        sizes = [1] * constant.ndim
+        for axis, kernel_axis in self.read:
+            sizes[axis] = self.kernel.shape[kernel_axis] * (self.groups if self.groups > 1 else 1)
+        constant = np.broadcast_to(constant, sizes)
+        rest = tuple(axis for axis in range(constant.ndim) if axis not in self.read_axes)
+        return constant.transpose(*self.read_axes, *rest).ravel()
+
+    def forward(self, facts: Facts) -> None:
+        table = self.table(facts)
+        constant = self.constants_read(facts)
+        unknown = np.isnan(constant)
+        known = ~unknown & (constant != 0)
+        if self.pads:
+            unknown, known = unknown | known, np.zeros_like(known)
+        grouped = unknown.reshape(self.groups, -1, 1)
+        moving = table.any(axis=1) if grouped.all() else (table & grouped).any(axis=1)
+        result = np.where(moving.ravel(), np.nan, 0.0)
+        if known.any():
+            result = result + self.sums(facts, np.where(known, constant, 0.0))
+        if self.bias is not None:
+            result = result + np.asarray(facts.weight(self.bias), np.float64).ravel()
+        result = np.where(np.isfinite(result), result, np.nan)
+        sizes = [self.kernel.shape[axis] for _, axis in self.write]
+        shape = facts.labels[self.output].shape
+        facts.constant[self.output] = result.reshape(sizes).transpose(np.argsort(self.write_axes)).reshape(shape)
+
+    def backward(self, facts: Facts) -> None:
+        read = facts.read[self.output]
+        others = tuple(axis for axis in range(read.ndim) if axis not in self.write_axes)
+        wanted = read.any(axis=others, keepdims=True).transpose(*self.write_axes, *others).ravel()
+        table = self.table(facts)
+        grouped = wanted.reshape(self.groups, 1, -1)
+        needed = table.any(axis=2) if grouped.all() else (table & grouped).any(axis=2)
+        self.demand_inputs(facts, needed.ravel())
+
+    def unfoldable(self, facts: Facts) -> Bools:
+        """Which inputs are a constant other than 0 that is read and cannot be taken into a bias."""
+        value = self.inputs[0]
+        constant = facts.constant[value]
+        suspect = np.isfinite(constant) & (constant != 0) & facts.read[value]
+        if not suspect.any() or (self.foldable and not self.pads):
+            return np.zeros(constant.shape, bool)
+        own = Facts(facts.labels, facts.weight, tables=facts.tables)
+        own.read[self.output] = facts.read[self.output]
+        self.backward(own)
+        return suspect & own.read[value]
+
+    def demand_inputs(self, facts: Facts, needed: Bools) -> None:
+        """Pass `needed`, flat over the read axes, on to the value that is read."""
+        value = self.inputs[0]
+        sizes = [self.kernel.shape[axis] * (self.groups if self.groups > 1 else 1) for _, axis in self.read]
+        full = [1] * facts.labels[value].ndim
+        for axis, size in zip(self.read_axes, sizes, strict=True):
+            full[axis] = size
+        facts.demand(value, needed.reshape(sizes).transpose(np.argsort(self.read_axes)).reshape(full))
+
+    def narrow(self, new: Narrowing) -> None:
+        value = self.inputs[0]
+        source = new.positions(value, self.read_axes)
+        slot = new.slots[self.kernel, "write"]
+        target = np.flatnonzero(new.keep[slot.labels.ravel()])
+        if self.groups > 1:
+            target = self._narrow_groups(new, source, target)
+        elif source.size == 0 and target.size:
+            raise Violation(slot.labels.ravel()[target], f"{self.layer} would have nothing left to read")
+        elif not self._rectangular(target):
+            raise Violation(slot.labels, f"{self.layer} would have heads of different sizes")
+        new.fix(self.kernel, "read", source, new.labels[value])
+        new.fix(self.kernel, "write", target, new.labels[self.output])
+        if self.bias is not None:
+            new.fix(self.bias, "bias", target, new.labels[self.output])
+        self._place(new, target)
+
+    def _rectangular(self, target: Indices) -> bool:
+        sizes = [self.kernel.shape[axis] for _, axis in self.write]
+        counts = [len(np.unique(index)) for index in np.unravel_index(target, sizes)] if len(sizes) > 1 else [0]
+        return len(sizes) == 1 or math.prod(counts) == target.size
+
+    def _place(self, new: Narrowing, target: Indices) -> None:
+        """Say where the written channels are in the new output."""
+        sizes = [self.kernel.shape[axis] for _, axis in self.write]
+        left = (
+            [target.size]
+            if len(sizes) == 1
+            else [len(np.unique(index)) for index in np.unravel_index(target, sizes)]
+        )
+        order = np.argsort(self.write_axes)
+        shape = [1] * len(new.shapes[self.output])
+        for axis, size in zip(self.write_axes, left, strict=True):
+            shape[axis] = size
+        # Positions count along the label array, whose axes may come in another order than the kernel's.
+        where = np.arange(math.prod(sizes)).reshape([sizes[i] for i in order])
+        flat = where.transpose(np.argsort(order)).ravel()[target]
+        new.kept[self.output] = flat.reshape(left).transpose(order).reshape(shape)
+
+    def _narrow_groups(self, new: Narrowing, source: Indices, target: Indices) -> Indices:
+        """Groups must stay rectangular: all of one size, or gone altogether.
+
+        Raises:
+            Violation: with the labels that make the groups even again.
+        """
+        inputs = new.slots[self.kernel, "read"].labels
+        outputs = new.slots[self.kernel, "write"].labels
+        per_input, per_output = inputs.shape[1], outputs.shape[1]
+        sources = [source[source // per_input == group] for group in range(self.groups)]
+        targets = [target[target // per_output == group] for group in range(self.groups)]
+        # A group that nobody writes to or reads from goes whole; half a group needs its other half back.
+        for group in range(self.groups):
+            if bool(len(sources[group])) != bool(len(targets[group])):
+                missing = inputs[group, :1] if len(targets[group]) else outputs[group, :1]
+                raise Violation(missing, f"{self.layer} would have a group with only one side left")
+        for name, parts, all_labels in (("inputs", sources, inputs), ("outputs", targets, outputs)):
+            sizes = [len(part) for part in parts if len(part)]
+            if len(set(sizes)) > 1:
+                short = [
+                    _first_missing(all_labels[group], part % all_labels.shape[1], max(sizes) - len(part))
+                    for group, part in enumerate(parts)
+                    if len(part)
+                ]
+                raise Violation(np.concatenate(short), f"{self.layer}'s groups would have uneven {name}")
+        alive = [group for group in range(self.groups) if len(sources[group])]
+        if not np.array_equal(source, np.concatenate([*(sources[group] for group in alive), source[:0]])):
+            raise Violation(inputs, f"{self.layer}'s groups would be mixed up")
+        new.groups[self.kernel] = len(alive)
+        return target
+
+
+def _first_missing(labels: Indices, present: Indices, count: int) -> Indices:
+    """The first `count` labels whose positions are not in `present`."""
+    return labels[np.setdiff1d(np.arange(len(labels)), present)[:count]]
+
+
+@dataclass(eq=False)
+class Depthwise(Op):
+    """Each input channel has its own outputs: depthwise convolutions, and grouped ones with one input a group.
+
+    Output `channel * multiplier + j` is input `channel`'s, and carries its label.
+
+    Attributes:
+        axis: the channel axis of both values.
+        split: the kernel's shape as (..., channels, multiplier), in that order and with `axes` naming the two.
+    """
+
+    kernel: Weight
+    axis: int
+    split: tuple[int, ...]
+    axes: tuple[int, int]
+    bias: Weight | None = None
+    pads: bool = False
+    positions: int = 0
+
+    def __post_init__(self) -> None:
+        self.channels, self.multiplier = (self.split[axis] for axis in self.axes)
+
+    def weights(self) -> tuple[Weight, ...]:
+        return (self.kernel,) if self.bias is None else (self.kernel, self.bias)
+
+    def macs(self, sizes: Callable[[Weight], int]) -> int:
+        return self.positions * sizes(self.kernel)
+
+    def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
+        value = self.inputs[0]
+        source = along(labels, labels.of[value], shapes[value], (self.axis,))
+        labels.bind(self.kernel, "depthwise", source, self.split, self.axes[:1])
+        target = source if self.multiplier == 1 else np.repeat(source, self.multiplier)
+        if self.bias is not None:
+            labels.bind(self.bias, "bias", target, (target.size,), (0,))
+        labels.of[self.output] = self._shaped(target, len(shapes[self.output]))
+
+    def _shaped(self, flat: np.ndarray, rank: int) -> np.ndarray:
+        return flat.reshape([-1 if axis == self.axis else 1 for axis in range(rank)])
+
+    def _weights(self, facts: Facts) -> np.ndarray:
+        """(channels, multiplier, values of one filter)"""
+        kernel = facts.weight(self.kernel).reshape(self.split)
+        others = tuple(axis for axis in range(kernel.ndim) if axis not in self.axes)
+        return kernel.transpose(*self.axes, *others).reshape(self.channels, self.multiplier, -1)
+
+    def table(self, facts: Facts) -> Bools:
+        table = facts.tables.get(self.kernel)
+        if table is None:
+            table = facts.tables[self.kernel] = (self._weights(facts) != 0).any(axis=2)
+        return table
+
+    def forward(self, facts: Facts) -> None:
+        constant = facts.constant[self.inputs[0]]
+        others = tuple(axis for axis in range(constant.ndim) if axis != self.axis)
+        if any(constant.shape[axis] > 1 for axis in others):
+            constant = np.where((constant == 0).all(axis=others, keepdims=True), 0.0, np.nan).max(
+                axis=others, keepdims=True
+            )
+        flat = np.broadcast_to(constant.ravel(), self.channels)[:, None]
+        if self.pads:
+            flat = np.where(flat == 0, 0.0, np.nan)
+        table = self.table(facts)
+        result = np.where(table & np.isnan(flat), np.nan, 0.0)
+        moved = table & np.isfinite(flat) & (flat != 0)
+        if moved.any():
+            sums = np.asarray(self._weights(facts), np.float64).sum(axis=2)
+            result = result + np.where(moved, sums * np.nan_to_num(flat), 0.0)
+        result = result.ravel()
+        if self.bias is not None:
+            result = result + facts.weight(self.bias)
+        facts.constant[self.output] = self._shaped(result, facts.labels[self.output].ndim)
+
+    def backward(self, facts: Facts) -> None:
+        read = facts.read[self.output]
+        others = tuple(axis for axis in range(read.ndim) if axis != self.axis)
+        wanted = read.any(axis=others).reshape(self.channels, self.multiplier)
+        needed = (wanted & self.table(facts)).any(axis=1)
+        facts.demand(self.inputs[0], self._shaped(needed, facts.labels[self.inputs[0]].ndim))
+
+    def narrow(self, new: Narrowing) -> None:
+        value = self.inputs[0]
+        source = new.positions(value, (self.axis,))
+        new.fix(self.kernel, "depthwise", source, new.labels[value])
+        target = source
+        if self.multiplier > 1:
+            target = (source[:, None] * self.multiplier + np.arange(self.multiplier)).ravel()
+        if self.bias is not None:
+            new.fix(self.bias, "bias", target, new.labels[value])
+        new.kept[self.output] = self._shaped(target, len(new.shapes[self.output]))

@@ -1,0 +1,293 @@
+"""Ops that only move channels: each is the same numpy call on the tensor, on its labels and on its facts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfprune.channels.labels import Indices, Labels, Shape, expand
+from tfprune.channels.ops.base import Facts, Narrowing, Op, Violation
+
+
+@dataclass(eq=False)
+class Rearrange(Op):
+    """A numpy function on label arrays.
+
+    A subclass says how its inputs are `prepared` (made as large as the move needs) and `move`d. All else follows:
+    constants move as labels do, what is read moves back, and in the smaller model every position is traced to the
+    position it came from.
+    """
+
+    def prepared(self, arrays: list[NDArray], shapes: list[Shape]) -> list[NDArray]:
+        """Broadcast each input along the axes that the move merges or splits."""
+        raise NotImplementedError
+
+    def move(self, arrays: list[NDArray], old: Shape) -> NDArray:
+        """The move itself; `old` is the original output shape. Must also work on arrays that lost positions.
+
+        Raises:
+            ValueError: what is left cannot be moved so.
+        """
+        raise NotImplementedError
+
+    def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
+        sizes = [shapes[value] for value in self.inputs]
+        self._sizes = sizes
+        arrays = self.prepared([labels.of[value] for value in self.inputs], sizes)
+        self._prepared = [array.shape for array in arrays]
+        labels.of[self.output] = self.move(arrays, shapes[self.output])
+
+    def forward(self, facts: Facts) -> None:
+        arrays = self.prepared([facts.constant[value] for value in self.inputs], self._sizes)
+        facts.constant[self.output] = self.move(arrays, facts.labels[self.output].shape)
+
+    def _sources(self, old: Shape) -> Indices:
+        """For each output position, which input position (counted over all prepared inputs) it is."""
+        offset, arrays = 0, []
+        for shape in self._prepared:
+            size = math.prod(shape)
+            arrays.append(np.arange(offset, offset + size).reshape(shape))
+            offset += size
+        return self.move(arrays, old)
+
+    def backward(self, facts: Facts) -> None:
+        read = facts.read[self.output]
+        counts = np.bincount(
+            self._sources(read.shape).ravel(), weights=read.ravel(), minlength=sum(map(math.prod, self._prepared))
+        )
+        offset = 0
+        for value, shape in zip(self.inputs, self._prepared, strict=True):
+            size = math.prod(shape)
+            facts.demand(value, counts[offset : offset + size].reshape(shape) > 0)
+            offset += size
+
+    def narrow(self, new: Narrowing) -> None:
+        old = new.labels[self.output].shape
+        ids, offset = [], 0
+        for value, prepared, size in zip(self.inputs, self._prepared, self._sizes, strict=True):
+            own = new.labels[value].shape
+            positions = np.broadcast_to(np.arange(math.prod(prepared)).reshape(prepared), prepared)
+            ids.append(self._ids(new.kept[value], own, prepared, positions, size) + offset)
+            offset += math.prod(prepared)
+        try:
+            moved = self.move(ids, new.shapes[self.output])
+        except ValueError as error:
+            dead = np.concatenate([new.labels[value].ravel() for value in self.inputs])
+            raise Violation(dead, f"{self.layer} cannot rearrange what would be left") from error
+        new.kept[self.output] = _match(self._sources(old), moved)
+
+    def _ids(self, kept: Indices, own: Shape, prepared: Shape, positions: Indices, size: Shape) -> Indices:
+        """The prepared positions of what is kept: compact axes are stretched as `prepared` stretched them."""
+        coordinates = list(np.unravel_index(kept, own)) if kept.size else [kept] * len(own)
+        stretched = tuple(axis for axis in range(len(own)) if own[axis] == 1 and prepared[axis] > 1)
+        shape = tuple(prepared[axis] if axis in stretched else kept.shape[axis] for axis in range(kept.ndim))
+        result = np.zeros(shape, np.intp)
+        for axis in range(len(own)):
+            if axis in stretched:
+                along = np.arange(prepared[axis]).reshape([-1 if i == axis else 1 for i in range(len(own))])
+            else:
+                along = coordinates[axis]
+            result = result * prepared[axis] + along
+        return result
+
+
+def _match(before: Indices, after: Indices) -> Indices:
+    """Where in `before` (flat) each entry of `after` is; the k-th of several equal ones is the k-th there."""
+    flat = before.ravel()
+    order = np.argsort(flat, kind="stable")
+    ordered = flat[order]
+    wanted = after.ravel()
+    start = np.searchsorted(ordered, wanted)
+    if len(flat) and ordered[0] <= ordered[-1] and not (np.diff(ordered) == 0).any():
+        return order[start].reshape(after.shape)
+    rank = np.argsort(np.argsort(wanted, kind="stable"), kind="stable")
+    first = np.searchsorted(np.sort(wanted), wanted)
+    return order[start + rank - first].reshape(after.shape)
+
+
+@dataclass(eq=False)
+class Permute(Rearrange):
+    """Transpose: `axes[i]` is the input axis that becomes output axis i, the batch axis not counted."""
+
+    axes: tuple[int, ...]
+
+    def prepared(self, arrays: list[NDArray], shapes: list[Shape]) -> list[NDArray]:
+        return arrays
+
+    def move(self, arrays: list[NDArray], old: Shape) -> NDArray:
+        return arrays[0].transpose(self.axes)
+
+
+@dataclass(eq=False)
+class Concatenate(Rearrange):
+    """Concatenation along one axis. An input of which nothing is left drops out."""
+
+    axis: int
+
+    def settled(self, labels: Labels, shapes: dict[int, Shape]) -> Op:
+        if any(labels.of[value].shape[self.axis] > 1 for value in self.inputs):
+            return self
+        return Stack(self.layer, self.inputs, self.outputs, self.axis)
+
+    def prepared(self, arrays: list[NDArray], shapes: list[Shape]) -> list[NDArray]:
+        arrays = [expand(array, shape, (self.axis,)) for array, shape in zip(arrays, shapes, strict=True)]
+        others = [tuple(size for axis, size in enumerate(a.shape) if axis != self.axis) for a in arrays]
+        common = np.broadcast_shapes(*others)
+        return [
+            np.broadcast_to(a, (*common[: self.axis], a.shape[self.axis], *common[self.axis :])) for a in arrays
+        ]
+
+    def move(self, arrays: list[NDArray], old: Shape) -> NDArray:
+        return np.concatenate([array for array in arrays if array.size] or arrays[:1], axis=self.axis)
+
+
+@dataclass(eq=False)
+class Stack(Op):
+    """Concatenation along an axis that holds no channels: the inputs' channels lie behind each other, tied."""
+
+    axis: int
+
+    def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
+        arrays = np.broadcast_arrays(*(labels.of[value] for value in self.inputs))
+        for other in arrays[1:]:
+            labels.tie(arrays[0], other)
+        labels.of[self.output] = arrays[0]
+
+    def forward(self, facts: Facts) -> None:
+        arrays = np.broadcast_arrays(*(facts.constant[value] for value in self.inputs))
+        same = np.logical_and.reduce([array == arrays[0] for array in arrays])
+        facts.constant[self.output] = np.where(same, arrays[0], np.nan)
+
+    def backward(self, facts: Facts) -> None:
+        for value in self.inputs:
+            facts.demand(value, facts.read[self.output])
+
+    def narrow(self, new: Narrowing) -> None:
+        kept = [new.kept[value] for value in self.inputs]
+        shapes = [new.labels[value].shape for value in self.inputs]
+        if any(shape != shapes[0] for shape in shapes) or any(not np.array_equal(k, kept[0]) for k in kept):
+            dead = np.concatenate([new.labels[value].ravel() for value in self.inputs])
+            if new.keep[dead].all():
+                new.kept[self.output] = np.arange(new.labels[self.output].size).reshape(new.labels[self.output].shape)
+                return
+            raise Violation(dead, f"{self.layer} would stack channels that no longer match")
+        new.kept[self.output] = kept[0]
+
+
+@dataclass(eq=False)
+class Reshape(Rearrange):
+    """Reshape, Flatten, squeezing and adding axes. The new shape is found again from what is left, never patched.
+
+    Attributes:
+        blocks: (input axes, output axes) that hold the same positions, see `reshape_blocks`.
+    """
+
+    blocks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+    def obstacle(self, labels: Labels, shapes: dict[int, Shape]) -> str | None:
+        old, new = shapes[self.inputs[0]], shapes[self.output]
+        for inputs, outputs in self._varying(labels.of[self.inputs[0]]):
+            if None in [old[axis] for axis in inputs] + [new[axis] for axis in outputs]:
+                return f"{self.layer} merges channels with an axis of unknown size"
+        return None
+
+    def _varying(self, array: NDArray) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        return [block for block in self.blocks if any(array.shape[axis] > 1 for axis in block[0])]
+
+    def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
+        self._full = shapes[self.output]
+        self._moved = self._varying(labels.of[self.inputs[0]])
+        super().label(labels, shapes)
+
+    def prepared(self, arrays: list[NDArray], shapes: list[Shape]) -> list[NDArray]:
+        axes = tuple(axis for inputs, _ in self._moved for axis in inputs)
+        return [expand(arrays[0], shapes[0], axes)]
+
+    def move(self, arrays: list[NDArray], old: Shape) -> NDArray:
+        target = [1] * len(old)
+        for inputs, outputs in self._moved:
+            for axis, size in zip(outputs, self._sizes_left(arrays[0], inputs, outputs), strict=True):
+                target[axis] = size
+        return arrays[0].reshape(target)
+
+    def _sizes_left(self, array: NDArray, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> list[int]:
+        """The sizes of a block's output axes for what is left of its input axes.
+
+        Raises:
+            ValueError: no sizes fit.
+        """
+        left = math.prod(array.shape[axis] for axis in inputs)
+        full = [self._full[axis] or 1 for axis in outputs]
+        if left == math.prod(full):
+            return full
+        wide = [index for index, size in enumerate(full) if size != 1]
+        if len(wide) == 1:
+            return [left if index == wide[0] else 1 for index in range(len(full))]
+        counts = self._grid(array, inputs, full)
+        if counts is not None:
+            return counts
+        whole, rest = divmod(left, math.prod(full[:-1]))
+        if rest:
+            raise ValueError(f"{left} positions do not divide evenly")
+        return [*full[:-1], whole]
+
+    def _grid(self, ids: Indices, inputs: tuple[int, ...], full: list[int]) -> list[int] | None:
+        """The sizes of what is left, if it is a grid over the output axes (whole heads, whole groups)."""
+        others = tuple(axis for axis in range(ids.ndim) if axis not in inputs)
+        flat = ids.transpose(*inputs, *others).reshape(math.prod(ids.shape[axis] for axis in inputs), -1)
+        if not flat.size:
+            return None
+        coordinates = np.unravel_index(flat[:, 0], self._prepared[0])
+        within = np.zeros(len(flat), np.intp)
+        for axis in inputs:
+            within = within * self._prepared[0][axis] + coordinates[axis]
+        grid = np.unravel_index(within, full)
+        counts = [len(np.unique(index)) for index in grid]
+        if math.prod(counts) != len(flat):
+            return None
+        for axis, index in enumerate(grid):
+            lines = np.moveaxis(index.reshape(counts), axis, -1).reshape(-1, counts[axis])
+            if (lines != lines[0]).any():
+                return None
+        return counts
+
+
+def reshape_blocks(old: Shape, new: Shape) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """Split a reshape into the finest blocks of axes that hold the same positions.
+
+    >>> reshape_blocks((7, 7, 64), (7, 7, 8, 8))
+    (((0,), (0,)), ((1,), (1,)), ((2,), (2, 3)))
+    >>> reshape_blocks((7, 7, 64), (49, 64))
+    (((0, 1), (0,)), ((2,), (1,)))
+    """
+    blocks: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        inputs, outputs = _Side(old, i), _Side(new, j)
+        inputs.take()
+        outputs.take()
+        while (inputs.size, inputs.unknown) != (outputs.size, outputs.unknown):
+            behind = inputs if (inputs.size, inputs.unknown) < (outputs.size, outputs.unknown) else outputs
+            if not behind.take() and not (outputs if behind is inputs else inputs).take():
+                break
+        blocks.append((tuple(range(i, inputs.end)), tuple(range(j, outputs.end))))
+        i, j = inputs.end, outputs.end
+    return tuple(blocks)
+
+
+class _Side:
+    """The axes of one shape that are in the block so far: how many positions, and whether any axis is unknown."""
+
+    def __init__(self, shape: Shape, start: int):
+        self.shape, self.end, self.size, self.unknown = shape, start, 1, False
+
+    def take(self) -> bool:
+        """Take one more axis, if there is one."""
+        if self.end == len(self.shape):
+            return False
+        axis = self.shape[self.end]
+        self.size, self.unknown, self.end = self.size * (axis or 1), self.unknown or axis is None, self.end + 1
+        return True

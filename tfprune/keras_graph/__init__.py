@@ -1,0 +1,1 @@
+"""Keras <-> channels: the only folder that touches Keras' graph internals."""

@@ -1,0 +1,283 @@
+"""What a rule is given: the call it lowers, and the channel ops it may lower it to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfprune.channels.labels import Shape
+from tfprune.channels.ops import (
+    Affine,
+    Combine,
+    Concatenate,
+    Contract,
+    Depthwise,
+    Map,
+    Mix,
+    Narrowing,
+    Op,
+    Opaque,
+    Permute,
+    Reduce,
+    Reshape,
+    Source,
+    Slope,
+    Spatial,
+    reshape_blocks,
+)
+from tfprune.channels.weights import Weight
+
+Rule = Callable[[Any, "Lowering"], "int | tuple[int, ...] | None"]
+_RULES: dict[type, Rule] = {}
+_OPERATION_RULES: dict[str, Rule] = {}
+
+
+def register_rule(*layer_classes: type) -> Callable[[Rule], Rule]:
+    """Say how the calls of a layer class are lowered to channel ops.
+
+    The rule gets the layer and a `Lowering`; it returns the value that is the layer's output (a tuple of several), or
+    a `Refused` with the reason why nothing is known of this call. A subclass that has its own `call` does not inherit
+    the rule.
+
+    >>> import keras
+    >>> class Doubled(keras.layers.Layer):
+    ...     def call(self, x):
+    ...         return 2 * x
+    >>> @register_rule(Doubled)
+    ... def doubled(layer, lower):
+    ...     return lower.map(lower.inputs[0], lambda constant: 2 * constant)
+    """
+
+    def register(rule: Rule) -> Rule:
+        for layer_class in layer_classes:
+            _RULES[layer_class] = rule
+        return rule
+
+    return register
+
+
+def register_operation(*names: str) -> Callable[[Rule], Rule]:
+    """The same for operations of `keras.ops`, by class name: they have no public classes."""
+
+    def register(rule: Rule) -> Rule:
+        _OPERATION_RULES.update(dict.fromkeys(names, rule))
+        return rule
+
+    return register
+
+
+def find_rule(operation: Any) -> Rule | None:
+    """The rule for a layer or operation, or None. A parent's rule counts only if its `call` is still in force."""
+    cls = type(operation)
+    rule = _RULES.get(cls)
+    if rule is not None:
+        return rule
+    if cls.__module__.startswith("keras.src.ops"):
+        return _OPERATION_RULES.get(cls.__name__)
+    for parent in cls.__mro__[1:]:
+        if parent in _RULES:
+            return _RULES[parent] if cls.call is parent.call else None
+    return None
+
+
+class Refused(str):
+    """Why a rule cannot follow a call; the call is then opaque."""
+
+
+class Lowering:
+    """One call on its way to channel ops.
+
+    Attributes:
+        layer: the layer's name, `outer/inner` in nested models.
+        inputs: the values it is called with, in the order of its tensors.
+        output_shapes: the shapes it returns, without the batch axis.
+        node: the Keras node.
+        ops: what has been written so far.
+        arrays: argument number -> value, for arrays written into the model that may be narrowed.
+        configure: which settings follow the widths, see `settings`.
+    """
+
+    def __init__(
+        self,
+        layer: str,
+        inputs: Sequence[int],
+        output_shapes: Sequence[Shape],
+        shapes: dict[int, Shape],
+        new_value: Callable[[Shape], int],
+        weight: Callable[[Any, str], Weight],
+        node: Any,
+    ):
+        self.layer, self.inputs, self.output_shapes, self.node = layer, tuple(inputs), tuple(output_shapes), node
+        self.shapes = shapes
+        self.ops: list[Op] = []
+        self.arrays: dict[int, int] = {}
+        self.configure: Callable[[Narrowing], dict[str, Any]] | None = None
+        self._new_value, self._weight = new_value, weight
+
+    def shape(self, value: int) -> Shape:
+        """A value's shape, without the batch axis."""
+        return self.shapes[value]
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of the only output."""
+        return self.output_shapes[0]
+
+    def weight(self, variable: Any) -> Weight:
+        """The weight that a variable of the layer is."""
+        return self._weight(variable, self.layer)
+
+    def settings(self, configure: Callable[[Narrowing], dict[str, Any]]) -> None:
+        """Say which of the layer's settings follow its widths: a function from the smaller model's positions."""
+        self.configure = configure
+
+    def contract(
+        self,
+        value: int,
+        kernel: Any,
+        *,
+        read: Sequence[tuple[int, int]],
+        write: Sequence[tuple[int, int]],
+        shape: Shape,
+        bias: Any = None,
+        groups: int = 1,
+        pads: bool = False,
+        positions: int = 0,
+        foldable: bool = True,
+    ) -> int:
+        """A kernel that reads (value axis, kernel axis) pairs and writes others; see `channels.ops.Contract`."""
+        out = self._new_value(shape)
+        self.ops.append(
+            Contract(
+                self.layer,
+                (value,),
+                (out,),
+                self.weight(kernel),
+                tuple(read),
+                tuple(write),
+                None if bias is None else self.weight(bias),
+                groups,
+                pads,
+                positions,
+                foldable,
+            )
+        )
+        return out
+
+    def depthwise(
+        self,
+        value: int,
+        kernel: Any,
+        *,
+        axis: int,
+        split: Sequence[int],
+        axes: tuple[int, int],
+        shape: Shape,
+        bias: Any = None,
+        pads: bool = False,
+        positions: int = 0,
+    ) -> int:
+        """A kernel with filters of its own for each channel; see `channels.ops.Depthwise`."""
+        out = self._new_value(shape)
+        bias = None if bias is None else self.weight(bias)
+        self.ops.append(
+            Depthwise(
+                self.layer, (value,), (out,), self.weight(kernel), axis, tuple(split), axes, bias, pads, positions
+            )
+        )
+        return out
+
+    def affine(
+        self,
+        value: int,
+        *,
+        axis: int,
+        parameters: Sequence[tuple[Any, str]],
+        coefficients: Callable[..., tuple[NDArray, NDArray]],
+    ) -> int:
+        """Scale and shift along one axis; `parameters` are (variable, role), roles `scale`, `shift`, `statistic`."""
+        out = self._new_value(self.shape(value))
+        weights = tuple((self.weight(variable), role) for variable, role in parameters)
+        self.ops.append(Affine(self.layer, (value,), (out,), axis, weights, coefficients))
+        return out
+
+    def slope(self, value: int, variable: Any) -> int:
+        """PReLU: a slope for each channel below 0."""
+        out = self._new_value(self.shape(value))
+        self.ops.append(Slope(self.layer, (value,), (out,), self.weight(variable)))
+        return out
+
+    def map(self, value: int, function: Callable[[NDArray], NDArray] | None = None) -> int:
+        """Elementwise; `function` says what becomes of a constant (None: nothing)."""
+        if function is None:
+            return value
+        out = self._new_value(self.shape(value))
+        self.ops.append(Map(self.layer, (value,), (out,), function))
+        return out
+
+    def spatial(self, value: int, shape: Shape, *, axes: Sequence[int], pads: bool = False) -> int:
+        """Positions along `axes` move; `pads` if zeros come in."""
+        out = self._new_value(shape)
+        self.ops.append(Spatial(self.layer, (value,), (out,), None, tuple(axes), pads))
+        return out
+
+    def reduce(
+        self,
+        value: int,
+        axes: Sequence[int],
+        keepdims: bool,
+        function: Callable[[NDArray], NDArray] | None = None,
+    ) -> int:
+        """Mean, maximum or the like over `axes`."""
+        old = self.shape(value)
+        shape = tuple(1 if i in axes else s for i, s in enumerate(old) if keepdims or i not in axes)
+        out = self._new_value(shape)
+        self.ops.append(Reduce(self.layer, (value,), (out,), tuple(axes), keepdims, function))
+        return out
+
+    def combine(self, values: Sequence[int], kind: str, function: Callable[..., NDArray], shape: Shape) -> int:
+        """Several values, channel by channel; `kind` is `add`, `subtract`, `multiply` or another word."""
+        out = self._new_value(shape)
+        self.ops.append(Combine(self.layer, tuple(values), (out,), kind, function))
+        return out
+
+    def concatenate(self, values: Sequence[int], axis: int, shape: Shape) -> int:
+        """Concatenation along one axis, the batch axis not counted."""
+        out = self._new_value(shape)
+        self.ops.append(Concatenate(self.layer, tuple(values), (out,), axis))
+        return out
+
+    def permute(self, value: int, axes: Sequence[int]) -> int:
+        """Transpose, the batch axis not counted."""
+        out = self._new_value(tuple(self.shape(value)[axis] for axis in axes))
+        self.ops.append(Permute(self.layer, (value,), (out,), tuple(axes)))
+        return out
+
+    def reshape(self, value: int, shape: Shape) -> int:
+        """Reshape, the batch axis not counted."""
+        out = self._new_value(shape)
+        self.ops.append(Reshape(self.layer, (value,), (out,), reshape_blocks(self.shape(value), shape)))
+        return out
+
+    def mix(self, value: int) -> int:
+        """Every output depends on every channel."""
+        out = self._new_value(self.shape(value))
+        self.ops.append(Mix(self.layer, (value,), (out,)))
+        return out
+
+    def constant(self, array: NDArray) -> int:
+        """An array written into the model; it may lose positions wherever it has more than one."""
+        out = self._new_value(array.shape)
+        axes = tuple(axis for axis in range(array.ndim) if array.shape[axis] > 1)
+        self.ops.append(Source(self.layer, (), (out,), axes, np.asarray(array)))
+        return out
+
+    def opaque(self, reason: str) -> tuple[int, ...]:
+        """Nothing is known of this call: what it touches stays."""
+        outputs = tuple(self._new_value(shape) for shape in self.output_shapes)
+        self.ops = [Opaque(self.layer, self.inputs, outputs, reason)]
+        self.configure = None
+        return outputs

@@ -1,0 +1,25 @@
+"""One file a family of layers. Importing this package registers them all."""
+
+from tfprune.keras_graph.rules import (
+    activations,
+    convolutions,
+    dense,
+    merging,
+    normalization,
+    operations,
+    pooling,
+    regularization,
+    reshaping,
+)
+
+__all__ = [
+    "activations",
+    "convolutions",
+    "dense",
+    "merging",
+    "normalization",
+    "operations",
+    "pooling",
+    "regularization",
+    "reshaping",
+]

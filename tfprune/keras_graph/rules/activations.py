@@ -1,0 +1,79 @@
+"""Elementwise activations, as layers and as arguments of other layers; softmax reads all channels together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from tfprune.keras_graph.lowering import Lowering, Refused, register_rule
+
+ELEMENTWISE = frozenset(
+    function
+    for name in (
+        "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu log_sigmoid mish "
+        "relu relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus sparse_sigmoid squareplus swish tanh "
+        "tanh_shrink threshold"
+    ).split()
+    if (function := getattr(keras.activations, name, None)) is not None
+)
+_IDENTITY = (None, keras.activations.linear)
+_OVER_CHANNELS = frozenset(
+    function
+    for name in ("softmax", "log_softmax", "sparsemax")
+    if (function := getattr(keras.activations, name, None)) is not None
+)
+
+
+def on_constants(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """The numpy function that a Keras function is on constants."""
+
+    def evaluate(constants: np.ndarray) -> np.ndarray:
+        tensor = keras.ops.convert_to_tensor(constants, dtype="float64")
+        return np.asarray(keras.ops.convert_to_numpy(function(tensor)))
+
+    return evaluate
+
+
+def activated(layer: Any, lower: Lowering, value: int) -> Any:
+    """Append the layer's `activation` argument."""
+    return _apply(layer.activation, lower, value)
+
+
+def _apply(function: Any, lower: Lowering, value: int) -> Any:
+    if function in _IDENTITY:
+        return value
+    if isinstance(function, _LAYERS):
+        return lower.map(value, on_constants(function.call))
+    if function in ELEMENTWISE:
+        return lower.map(value, on_constants(function))
+    if function in _OVER_CHANNELS:
+        return lower.mix(value)
+    name = getattr(function, "__name__", type(function).__name__)
+    return Refused(f"its activation {name} is not known to be elementwise")
+
+
+_LAYERS = (layers.ReLU, layers.LeakyReLU, layers.ELU)
+
+
+@register_rule(*_LAYERS)
+def activation_layer(layer, lower: Lowering) -> int:
+    return lower.map(lower.inputs[0], on_constants(layer.call))
+
+
+@register_rule(layers.Activation)
+def activation(layer, lower: Lowering):
+    return _apply(layer.activation, lower, lower.inputs[0])
+
+
+@register_rule(layers.PReLU)
+def prelu(layer, lower: Lowering) -> int:
+    return lower.slope(lower.inputs[0], layer.alpha)
+
+
+@register_rule(layers.Softmax)
+def softmax(layer, lower: Lowering) -> int:
+    return lower.mix(lower.inputs[0])
