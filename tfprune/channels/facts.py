@@ -43,7 +43,7 @@ def prove(
 
 def removable(graph: ChannelGraph, facts: Facts) -> Bools:
     """channel -> whether it may go, by what is proved of it alone (the walk may still bring some back)."""
-    result = np.ones(graph.channel_of.max(initial=-1) + 1, bool)
+    result = np.ones(graph.channels, bool)
     result[list(graph.protected)] = False
     for value, needed in _needed(graph, facts).items():
         result[graph.channel_of[graph.labels.of[value][needed]]] = False

@@ -47,6 +47,7 @@ class Boundary:
     layer: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    origin: Any = None
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,18 @@ class ChannelGraph:
         """The ops that could not be followed."""
         return tuple(op for op in self.ops if isinstance(op, Opaque))
 
-    def unit_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """From a mask over units to one over channels."""
-        result = np.zeros(self.channel_of.max(initial=-1) + 1, bool)
-        result[self.channel_of] = mask[self.unit_of]
+    def channels_of(self, units: Indices) -> NDArray[np.bool_]:
+        """The mask over channels of some units."""
+        chosen = np.zeros(self.units, bool)
+        chosen[units] = True
+        result = np.zeros(self.channels, bool)
+        result[self.channel_of] = chosen[self.unit_of]
         return result
+
+    @cached_property
+    def channels(self) -> int:
+        """How many channels there are."""
+        return int(self.channel_of.max(initial=-1)) + 1
 
     @cached_property
     def units(self) -> int:
@@ -230,9 +238,10 @@ class ChannelGraph:
             if (owners == first).all():
                 groups[first].members.append(Member(slot, np.arange(len(units)), within[units]))
                 continue
-            for owner in np.unique(owners).tolist():
-                positions = np.flatnonzero(owners == owner)
-                groups[owner].members.append(Member(slot, positions, within[units[positions]]))
+            by_owner = np.argsort(owners, kind="stable")
+            cuts = np.flatnonzero(np.diff(owners[by_owner])) + 1
+            for positions in np.split(by_owner, cuts):
+                groups[owners[positions[0]]].members.append(Member(slot, positions, within[units[positions]]))
         return _named([group for group in groups if group.writers])
 
     def _group_units(self) -> tuple[Indices, list[str]]:

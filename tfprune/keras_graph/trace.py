@@ -123,7 +123,7 @@ class _Tracer:
             name = path + operation.name
             if nested is not None:
                 result = self.follow(nested, given, name + "/")
-                self.boundaries.append(Boundary(name, tuple(given), tuple(result)))
+                self.boundaries.append(Boundary(name, tuple(given), tuple(result), node))
             else:
                 result = self.lower(node, name, given)
             for tensor, value in zip(node.outputs, result, strict=True):

@@ -105,9 +105,11 @@ class Contract(Op):
         Args:
             constants: one number an input, flat.
         """
-        grouped = self._grouped(np.asarray(facts.weight(self.kernel), np.float64))
-        total = grouped.sum(axis=tuple(range(grouped.ndim - 3)))
-        return np.einsum("gi,gio->go", constants.reshape(self.groups, -1), total).ravel()
+        grouped = self._grouped(facts.weight(self.kernel))
+        by_group = constants.reshape(self.groups, -1)
+        rows = np.flatnonzero(by_group.any(axis=0))
+        total = grouped[..., rows, :].astype(np.float64).sum(axis=tuple(range(grouped.ndim - 3)))
+        return np.einsum("gi,gio->go", by_group[:, rows], total).ravel()
 
     def constants_read(self, facts: Facts) -> Floats:
         """The constant of each input, flat over the read axes; NaN where unknown or different across positions."""

@@ -1,0 +1,232 @@
+"""From what is left of a ChannelGraph back to a plain Keras model.
+
+Every layer is built once, from its own configuration with the widths that follow, and gets its arrays instead of
+running its initialisers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tfprune.channels.graph import Boundary, Call, ChannelGraph
+from tfprune.channels.ops import Contract, Facts, Narrowing
+from tfprune.channels.simplify import Replacement
+from tfprune.channels.take import bias_shifts, slots_by_weight, take
+from tfprune.channels.weights import Weight
+from tfprune.keras_graph.trace import functional_of, nodes_of
+
+
+def rebuild(
+    graph: ChannelGraph, facts: Facts, new: Narrowing, replacements: dict[int, Replacement] | None = None
+) -> keras.Model:
+    """Build the smaller model.
+
+    Args:
+        graph: what is left of the model after `simplify`.
+        facts: its constants and its weights.
+        new: where everything is in the smaller model.
+        replacements: what sums and products became, by the `id` of their node.
+
+    Returns:
+        a new model with the same names, inputs and outputs; the traced model is not touched.
+    """
+    return _Rebuilder(graph, facts, new, replacements or {}).function(graph.model, None)
+
+
+class _Rebuilder:
+    def __init__(self, graph: ChannelGraph, facts: Facts, new: Narrowing, replacements: dict[int, Replacement]):
+        self.graph, self.facts, self.new, self.replacements = graph, facts, new, replacements
+        self.calls: dict[int, Call] = {id(call.origin): call for call in reversed(graph.calls)}
+        self.boundaries: dict[int, Boundary] = {id(b.origin): b for b in reversed(graph.boundaries)}
+        self.shifts = bias_shifts(graph, facts, new)
+        self.slots = slots_by_weight(graph)
+        self.weights = {id(variable): weight for weight, variable in graph.variables.items()}
+        self.rebuilt: dict[int, Any] = {}
+
+    def function(self, model: Any, boundary: Boundary | None) -> Any:
+        """Rebuild a Functional or Sequential model; `boundary` says where a nested one is called."""
+        functional = functional_of(model)
+        old_inputs = functional.inputs
+        shapes = [
+            tuple(tensor.shape[1:]) if boundary is None else self.new.shape(value)
+            for tensor, value in zip(old_inputs, boundary.inputs if boundary else old_inputs, strict=True)
+        ]
+        inputs = [
+            keras.Input(batch_shape=(old.shape[0], *shape), dtype=old.dtype, name=old.name)
+            for old, shape in zip(old_inputs, shapes, strict=True)
+        ]
+        if isinstance(model, keras.Sequential) and len(inputs) == 1:
+            result = self._sequential(model, inputs[0])
+        else:
+            tensors = {id(old): new for old, new in zip(old_inputs, inputs, strict=True)}
+            for node in nodes_of(functional):
+                self._node(node, tensors)
+            outputs = [tensors[id(tensor)] for tensor in functional.outputs]
+            result = keras.Model(
+                keras.tree.pack_sequence_as(functional._inputs_struct, inputs),
+                keras.tree.pack_sequence_as(functional._outputs_struct, outputs),
+                name=model.name,
+            )
+        result.trainable = model.trainable if not model.trainable else result.trainable
+        return result
+
+    def _sequential(self, model: keras.Sequential, tensor: Any) -> keras.Sequential:
+        nodes = nodes_of(functional_of(model))
+        layers = [self._operation(node) for node in nodes]
+        result = keras.Sequential([tensor, *(layer for layer, _ in layers)], name=model.name)
+        for _, finish in layers:
+            finish()
+        return result
+
+    def _node(self, node: Any, tensors: dict[int, Any]) -> None:
+        """Call what a node became; nodes whose outputs nobody needs are passed over."""
+        nested = id(node) in self.boundaries
+        call = self.calls.get(id(node))
+        if not nested and (call is None or any(self.new.empty(value) for value in call.outputs)):
+            return
+        replacement = self.replacements.get(id(node))
+        given = [tensors.get(id(tensor)) for tensor in node.input_tensors]
+        if replacement is not None:
+            given = [given[index] for index in replacement.operands]
+        left = [tensor for tensor in given if tensor is not None]
+        if len(left) < len(node.input_tensors):
+            result = left[0] if len(left) == 1 else self._call(node, lambda operation: operation(left))
+            if replacement is not None and (replacement.scale is not None or replacement.shift is not None):
+                result = self._vector(node, replacement, call)(result)
+        else:
+            args, kwargs = node.arguments.fill_in(tensors)
+            if call is not None and call.arrays:
+                args, kwargs = self._arrays(call, args, kwargs)
+            result = self._call(node, lambda operation: operation(*args, **kwargs))
+        for old, new in zip(node.outputs, keras.tree.flatten(result), strict=True):
+            tensors[id(old)] = new
+
+    def _call(self, node: Any, call: Callable[[Any], Any]) -> Any:
+        operation, finish = self._operation(node)
+        result = call(operation)
+        finish()
+        return result
+
+    def _operation(self, node: Any) -> tuple[Any, Callable[[], None]]:
+        """The new layer or operation, and what to do once it has been called."""
+        operation = node.operation
+        known = self.rebuilt.get(id(operation))
+        if known is not None:
+            return known, lambda: None
+        finish: Callable[[], None] = lambda: None  # noqa: E731
+        call = self.calls.get(id(node))
+        settings = {} if call is None or call.configure is None else call.configure(self.new)
+        if functional_of(operation) is not None:
+            result = self.function(operation, self.boundaries[id(node)])
+        elif isinstance(operation, keras.layers.Layer):
+            result, finish = self._layer(operation, settings)
+        else:
+            result = copy.copy(operation)
+            result._inbound_nodes, result._outbound_nodes = [], []
+            for name, value in settings.items():
+                setattr(result, name, value)
+        self.rebuilt[id(operation)] = result
+        return result, finish
+
+    def _layer(self, layer: Any, settings: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
+        arrays = [self._array(variable) for variable in layer.weights]
+        names = [variable.name for variable in layer.weights]
+        named = dict(zip(names, arrays, strict=True))
+        config = layer.get_config()
+        bias = self._new_bias(layer)
+        if bias is not None:
+            config["use_bias"], named["bias"] = True, bias
+        config.update({name: value for name, value in settings.items() if name in config})
+        result = type(layer).from_config(config)
+        if not names:
+            return result, lambda: None
+        if max(Counter(names).values()) > 1:
+            return result, lambda: result.set_weights(arrays)
+        return result, _give(result, named, layer)
+
+    def _weight(self, variable: Any) -> Weight | None:
+        return self.weights.get(id(variable))
+
+    def _array(self, variable: Any) -> NDArray:
+        weight = self._weight(variable)
+        if weight is None:
+            return keras.ops.convert_to_numpy(variable)
+        array = self.facts.weight(weight)
+        slots = self.slots.get(weight)
+        if weight in self.biases:
+            array = (array + self.shifts[self.biases[weight]]).astype(array.dtype)
+        return array if slots is None else take(array, slots, self.new)
+
+    @property
+    def biases(self) -> dict[Weight, Weight]:
+        """bias -> kernel, for the biases that gain something."""
+        return {
+            op.bias: op.kernel
+            for op in self.graph.ops
+            if isinstance(op, Contract) and op.bias is not None and op.kernel in self.shifts
+        }
+
+    def _new_bias(self, layer: Any) -> NDArray | None:
+        """The bias that a layer without one needs from now on."""
+        own = {self.weights[id(variable)] for variable in layer.weights if id(variable) in self.weights}
+        for op in self.graph.ops:
+            if isinstance(op, Contract) and op.kernel in own and op.bias is None and op.kernel in self.shifts:
+                return self.shifts[op.kernel][self.new.indices[op.kernel, "write"].ravel()]
+        return None
+
+    def _arrays(self, call: Call, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Narrow the arrays that are written into the model."""
+        args, names = list(args), list(kwargs)
+        for number, value in call.arrays.items():
+            holder, key = (args, number) if number < len(args) else (kwargs, names[number - len(args)])
+            array = np.asarray(keras.ops.convert_to_numpy(holder[key]))
+            labels = self.graph.labels.of[value].shape
+            grid = np.unravel_index(self.new.kept[value], labels)
+            lead = array.ndim - len(labels)
+            for axis, index in enumerate(grid):
+                if labels[axis] > 1:
+                    array = np.take(array, np.unique(index), axis=axis + lead)
+            holder[key] = array
+        return args, kwargs
+
+    def _vector(self, node: Any, replacement: Replacement, call: Call | None) -> Any:
+        """A plain layer that scales and shifts each channel."""
+        assert call is not None
+        left = self.new.positions(call.outputs[0], (replacement.axis,))
+        operation = node.operation
+        dtype = getattr(operation, "dtype_policy", None) or node.outputs[0].dtype
+        return keras.layers.Rescaling(
+            scale=1.0 if replacement.scale is None else replacement.scale[left].tolist(),
+            offset=0.0 if replacement.shift is None else replacement.shift[left].tolist(),
+            name=operation.name,
+            dtype=dtype,
+        )
+
+
+def _give(layer: Any, arrays: dict[str, NDArray], old: Any) -> Callable[[], None]:
+    """Have a layer take these arrays for its weights when it is built; the returned function checks that it did."""
+    original, given = layer.add_weight, set()
+
+    def add_weight(*args, **kwargs):
+        array = arrays.get(kwargs.get("name"))
+        if array is None:
+            return original(*args, **kwargs)
+        given.add(kwargs["name"])
+        return original(*args, **{**kwargs, "initializer": lambda shape, dtype=None, **_: array})
+
+    layer.__dict__["add_weight"] = add_weight
+
+    def finish() -> None:
+        layer.__dict__.pop("add_weight", None)
+        for variable in layer.weights:
+            if variable.name not in given:
+                variable.assign(arrays[variable.name])
+
+    return finish
