@@ -1,0 +1,74 @@
+"""tfprune: structured pruning that makes Keras 3 models smaller and faster.
+
+Names are imported when they are first used, so that `tfprune --help` does not wait for a backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfprune.channels.graph import ChannelGraph
+    from tfprune.channels.plan import PruningPlan
+    from tfprune.cost import cost
+    from tfprune.errors import TfpruneError
+    from tfprune.export import export
+    from tfprune.keras_graph.lowering import register_rule
+    from tfprune.keras_graph.trace import trace
+    from tfprune.monitor import ConvergenceMonitor
+    from tfprune.pruning import Pruning
+    from tfprune.selection import select
+    from tfprune.soft import soft_prune
+    from tfprune.soft_pruning import SoftPruning
+    from tfprune.strip import StripResult, strip
+    from tfprune.verify import verify
+
+_HOMES = {
+    "ChannelGraph": "channels.graph",
+    "ConvergenceMonitor": "monitor",
+    "Pruning": "pruning",
+    "PruningPlan": "channels.plan",
+    "SoftPruning": "soft_pruning",
+    "StripResult": "strip",
+    "TfpruneError": "errors",
+    "cost": "cost",
+    "export": "export",
+    "register_rule": "keras_graph.lowering",
+    "select": "selection",
+    "soft_prune": "soft",
+    "strip": "strip",
+    "trace": "keras_graph.trace",
+    "verify": "verify",
+}
+
+__all__ = [
+    "ChannelGraph",
+    "ConvergenceMonitor",
+    "Pruning",
+    "PruningPlan",
+    "SoftPruning",
+    "StripResult",
+    "TfpruneError",
+    "cost",
+    "export",
+    "register_rule",
+    "select",
+    "soft_prune",
+    "strip",
+    "trace",
+    "verify",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tfprune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tfprune.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
