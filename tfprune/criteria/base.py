@@ -1,0 +1,81 @@
+"""What a criterion sees of a channel group, and the names of the criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfprune.channels.graph import ChannelGroup, Member
+from tfprune.channels.weights import Weight
+from tfprune.errors import PlanError
+
+Criterion = Callable[["GroupWeights"], NDArray]
+_CRITERIA: dict[str, Criterion] = {}
+
+
+@dataclass(frozen=True)
+class GroupWeights:
+    """A channel group with its weights at hand.
+
+    Attributes:
+        group: the group.
+        read: from a weight to its array.
+    """
+
+    group: ChannelGroup
+    read: Callable[[Weight], NDArray]
+
+    @property
+    def width(self) -> int:
+        """How many channels to score."""
+        return self.group.width
+
+    def members(self, *roles: str) -> list[Member]:
+        """The group's parts of weights with one of these roles (all roles if none is given)."""
+        return [member for member in self.group.members if not roles or member.role in roles]
+
+    def array(self, member: Member) -> NDArray:
+        """The whole weight that a member is part of."""
+        return self.read(member.slot.weight)
+
+    def rows(self, member: Member) -> NDArray:
+        """The member's slices: shape (positions, values); `member.channels` says whose each row is."""
+        return member.slot.rows(self.array(member))[member.positions]
+
+    def per_channel(self, member: Member, values: NDArray) -> NDArray:
+        """Sum one value a row into one a channel, shape (width,)."""
+        return np.bincount(member.channels, weights=values, minlength=self.width)
+
+
+def register_criterion(name: str) -> Callable[[Criterion], Criterion]:
+    """Give a criterion a name for `criterion=`.
+
+    >>> @register_criterion("first_weight")
+    ... def first_weight(weights):
+    ...     member = weights.members("write")[0]
+    ...     return weights.per_channel(member, abs(weights.rows(member)[:, 0]))
+    """
+
+    def register(criterion: Criterion) -> Criterion:
+        _CRITERIA[name] = criterion
+        return criterion
+
+    return register
+
+
+def criterion_named(criterion: str | Criterion) -> Criterion:
+    """The criterion with this name; a callable is itself.
+
+    Raises:
+        PlanError: there is none with this name.
+    """
+    if callable(criterion):
+        return criterion
+    if criterion not in _CRITERIA:
+        raise PlanError(
+            f"there is no criterion {criterion!r}; there are {', '.join(sorted(_CRITERIA))}, or give a function"
+        )
+    return _CRITERIA[criterion]

@@ -1,0 +1,29 @@
+"""L1 and L2 norms over a group's coupled weights.
+
+Source: Li et al., "Pruning Filters for Efficient ConvNets" (arXiv:1608.08710); over coupled weights as in Fang et al.,
+"DepGraph" (arXiv:2301.12900).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfprune.criteria.base import GroupWeights, register_criterion
+
+_KERNELS = ("write", "depthwise", "read")
+
+
+@register_criterion("l1")
+def l1(weights: GroupWeights) -> NDArray:
+    """Sum of |w| over every kernel slice that writes, carries or reads the channel; shape (width,)."""
+    members = weights.members(*_KERNELS)
+    return sum(weights.per_channel(m, np.abs(weights.rows(m)).sum(axis=1, dtype=np.float64)) for m in members)
+
+
+@register_criterion("l2")
+def l2(weights: GroupWeights) -> NDArray:
+    """Square root of the sum of w**2 over every kernel slice that writes, carries or reads the channel."""
+    members = weights.members(*_KERNELS)
+    rows = ((m, weights.rows(m)) for m in members)
+    return np.sqrt(sum(weights.per_channel(m, np.einsum("ij,ij->i", r, r, dtype=np.float64)) for m, r in rows))

@@ -1,0 +1,203 @@
+"""Scores and a budget become a PruningPlan."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tfprune.channels.graph import ChannelGraph, ChannelGroup, Member
+from tfprune.channels.plan import PruningPlan
+from tfprune.channels.removal import droppable
+from tfprune.channels.weights import Weight
+from tfprune.criteria import Criterion, GroupWeights, criterion_named
+from tfprune.errors import PlanError, Refusal
+from tfprune.keras_graph.trace import nearest, trace
+
+
+def select(
+    model: keras.Model | ChannelGraph,
+    criterion: str | Criterion = "redundancy",
+    *,
+    threshold: float | None = None,
+    ratio: float | None = None,
+    round_to: int = 4,
+    scopes: str | Sequence[str] | None = None,
+    layers: bool = False,
+) -> PruningPlan:
+    """Choose which channels go, and change nothing.
+
+    Args:
+        model: a model, or its graph from `tfprune.trace` (which saves tracing it again).
+        criterion: `redundancy`, `redundancy_legacy`, `l1`, `l2`, or a function of `GroupWeights`.
+        threshold: a fraction in [0, 1]: channels more redundant than this go. Redundancy is 1 - score for criteria
+            whose scores are fractions, and 1 - score / the group's largest score for norms.
+        ratio: a fraction in [0, 1): so much of each group's width goes, the lowest scores first.
+        round_to: the number that goes is rounded to the nearest multiple (half a multiple up), and down again where it
+            would empty the group.
+        scopes: layer-name prefixes or patterns (`block_3_`, `SE*`, `backbone/*`); a group is in scope if all layers
+            that write it are. None: every group.
+        layers: also take whole convolutions that the model can live without (those of a residual branch, an SE
+            gate): by threshold those whose filters' mean redundancy exceeds it; by ratio that fraction of them, the
+            most redundant first.
+
+    Returns:
+        a `PruningPlan`; print it before applying it.
+
+    Raises:
+        PlanError: not exactly one of threshold and ratio, one out of its range, a scope that matches nothing.
+
+    >>> import keras, tfprune
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
+    ...                           keras.layers.Dense(2)])
+    >>> tfprune.select(model, "l1", ratio=0.5).pruned
+    4
+    """
+    amount = _Amount.checked(threshold, ratio, round_to)
+    graph = model if isinstance(model, ChannelGraph) else trace(model)
+    score = criterion_named(criterion)
+    inside = _in_scope(graph, scopes)
+    read = _cached(graph.weight)
+    chosen, refusals, redundancies = [], [], {}
+    for group in graph.groups:
+        if not inside(group.writers):
+            continue
+        if not group.prunable:
+            refusals.append(Refusal(group.name, tuple(range(group.width)), group.reason))
+            continue
+        redundancy = _redundancies(score, GroupWeights(group, read))
+        redundancies[group.name] = redundancy
+        indices = amount.take(redundancy)
+        if len(indices):
+            chosen.append(group.units[indices])
+        elif amount.wanted(redundancy):
+            reason = f"with round_to={round_to} nothing can go without emptying it (width {group.width})"
+            refusals.append(Refusal(group.name, tuple(range(group.width)), reason))
+    gone = graph.channels_of(np.concatenate(chosen)) if chosen else np.zeros(graph.channels, bool)
+    whole = _whole_layers(graph, amount, score, read, inside) if layers else ()
+    name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
+    return PruningPlan(graph, gone, whole, tuple(refusals), f"{name}, {amount}", redundancies)
+
+
+@dataclass(frozen=True)
+class _Amount:
+    """How much goes: a threshold or a ratio, and the rounding of counts."""
+
+    threshold: float | None
+    ratio: float | None
+    round_to: int
+
+    @classmethod
+    def checked(cls, threshold: float | None, ratio: float | None, round_to: int) -> _Amount:
+        if (threshold is None) == (ratio is None):
+            raise PlanError(f"give either threshold= or ratio=, and {threshold=}, {ratio=} came")
+        name, value = ("ratio", ratio) if threshold is None else ("threshold", threshold)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or math.isnan(float(value)):
+            raise PlanError(f"{name} must be a number in [0, 1], and {value!r} came")
+        if not 0 <= value <= 1:
+            raise PlanError(f"{name} must be in [0, 1], and {value} came; 0.5 is half")
+        if ratio is not None and ratio == 1:
+            raise PlanError("ratio 1 would remove every channel of every group; give less than 1")
+        if isinstance(round_to, bool) or not isinstance(round_to, int | np.integer) or round_to < 1:
+            raise PlanError(f"round_to must be a whole number of at least 1, and {round_to!r} came")
+        return cls(threshold, ratio, int(round_to))
+
+    def wanted(self, redundancy: NDArray) -> int:
+        """How many would go, before rounding."""
+        if self.threshold is not None:
+            return int((redundancy > self.threshold).sum())
+        assert self.ratio is not None
+        return int(self.ratio * len(redundancy) + 1e-9)
+
+    def take(self, redundancy: NDArray) -> NDArray:
+        """The indices that go, ascending: the most redundant first, the first of equal ones first."""
+        rounded = (self.wanted(redundancy) + self.round_to // 2) // self.round_to * self.round_to
+        most = (len(redundancy) - 1) // self.round_to * self.round_to
+        order = np.argsort(-redundancy, kind="stable")
+        return np.sort(order[: min(rounded, most)])
+
+    def __str__(self) -> str:
+        amount = f"ratio {self.ratio:g}" if self.threshold is None else f"threshold {self.threshold:g}"
+        return amount + (f", rounded to {self.round_to}" if self.round_to > 1 else "")
+
+
+def _redundancies(score: Criterion, weights: GroupWeights) -> NDArray:
+    scores = np.asarray(score(weights), np.float64)
+    group = weights.group
+    if scores.shape != (group.width,):
+        raise PlanError(
+            f"the criterion must give {group.width} scores for group {group.name!r}; an array of shape {scores.shape} came"
+        )
+    if not np.isfinite(scores).all():
+        raise PlanError(f"the criterion gives scores for group {group.name!r} that are not finite; are its weights?")
+    if getattr(score, "absolute", False):
+        return 1 - scores
+    largest = scores.max(initial=0)
+    return 1 - scores / largest if largest > 0 else np.ones_like(scores)
+
+
+def _cached(read: Callable[[Weight], NDArray]) -> Callable[[Weight], NDArray]:
+    arrays: dict[Weight, NDArray] = {}
+
+    def cached(weight: Weight) -> NDArray:
+        if weight not in arrays:
+            arrays[weight] = read(weight)
+        return arrays[weight]
+
+    return cached
+
+
+def _in_scope(graph: ChannelGraph, scopes: str | Sequence[str] | None) -> Callable[[Iterable[str]], bool]:
+    """Whether all of some layers are in one of the scopes."""
+    if scopes is None:
+        return lambda layers: True
+    patterns = [scopes] if isinstance(scopes, str) else list(scopes)
+    known = list(dict.fromkeys(call.layer for call in graph.calls))
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise PlanError(f"a scope is a layer name, prefix or pattern, and {pattern!r} came")
+        if not any(matches(name, pattern) for name in known):
+            raise PlanError(f"scope {pattern!r} matches no layer of {graph.name}{nearest(pattern, known)}")
+    return lambda layers: any(all(matches(name, pattern) for name in layers) for pattern in patterns)
+
+
+def matches(layer: str, scope: str) -> bool:
+    """Whether a layer is in a scope: the scope is a prefix of its name, or a pattern with * ? [].
+
+    >>> matches("block_3_expand", "block_3_"), matches("block_3_expand", "*_expand"), matches("stem", "block_")
+    (True, True, False)
+    """
+    return layer.startswith(scope) or fnmatch.fnmatchcase(layer, scope)
+
+
+def _whole_layers(
+    graph: ChannelGraph,
+    amount: _Amount,
+    score: Criterion,
+    read: Callable[[Weight], NDArray],
+    inside: Callable[[Iterable[str]], bool],
+) -> tuple[str, ...]:
+    """The convolutions that go whole, the most redundant first, as long as the model can live without them."""
+    slots = {slot.weight.layer: slot for slot in graph.labels.slots.values() if slot.role == "write"}
+    candidates = [layer for layer in droppable(graph) if inside([layer])]
+    redundancy = {}
+    for layer in candidates:
+        positions = np.arange(slots[layer].labels.size)
+        group = ChannelGroup(layer, positions, "", [Member(slots[layer], positions, positions)])
+        redundancy[layer] = float(_redundancies(score, GroupWeights(group, read)).mean())
+    most = len(candidates) if amount.ratio is None else int(amount.ratio * len(candidates) + 1e-9)
+    taken: list[str] = []
+    for layer in sorted(candidates, key=lambda layer: -redundancy[layer]):
+        if len(taken) == most or (amount.threshold is not None and redundancy[layer] <= amount.threshold):
+            break
+        if layer in droppable(graph, taken):
+            taken.append(layer)
+    return tuple(taken)
+
+
+__all__ = ["matches", "select"]

@@ -1,0 +1,105 @@
+"""Zero a plan in place. What is zeroed can be trained on, may come back, and is removed by `strip`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfprune.channels.plan import PruningPlan
+from tfprune.channels.weights import Weight
+from tfprune.errors import PlanError
+from tfprune.keras_graph.trace import trace
+
+
+def variables_of(model: keras.Model, plan: PruningPlan) -> dict[Weight, Any]:
+    """The model's variable for each weight of the plan's graph.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    if model is plan.graph.model:
+        return plan.graph.variables
+    graph = trace(model)
+    plan.onto(graph)
+    found = {weight.key: variable for weight, variable in graph.variables.items()}
+    missing = [weight.key for weight in plan.zeros_of if weight.key not in found]
+    if missing:
+        raise PlanError(
+            f"the plan was made for another model: {model.name} has no weight {missing[0]!r}; "
+            f"make a new plan with tfprune.select"
+        )
+    return {weight: found[weight.key] for weight in plan.graph.variables if weight.key in found}
+
+
+class Zeroing:
+    """A plan, ready to be applied to one model again and again, on the device its weights are on.
+
+    A mask is one boolean a channel. `slots` of an optimizer (momentum and the like) can be zeroed with the weights.
+    """
+
+    def __init__(self, model: keras.Model, plan: PruningPlan):
+        variables = variables_of(model, plan)
+        self.masks = [
+            (variables[weight], slot.split, slot.mask(~gone))
+            for weight, slots in plan.zeros_of.items()
+            for slot, gone in slots
+        ]
+
+    def apply(self) -> None:
+        """Zero the plan's slices of the weights."""
+        for variable, split, mask in self.masks:
+            _zero(variable, split, mask)
+
+    def apply_to_slots(self, optimizer: Any) -> None:
+        """Zero the plan's slices of the optimizer's slots, so that momentum does not bring filters back."""
+        by_path: dict[str, list[Any]] = {}
+        for slot in optimizer.variables:
+            by_path.setdefault(_slot_key(slot.path), []).append(slot)
+        for variable, split, mask in self.masks:
+            for slot in by_path.get(_variable_key(variable.path), ()):
+                if tuple(slot.shape) == tuple(variable.shape):
+                    _zero(slot, split, mask)
+
+
+def _zero(variable: Any, split: tuple[int, ...], mask: np.ndarray) -> None:
+    ops = keras.ops
+    value = ops.reshape(variable.value, split)
+    kept = ops.where(ops.convert_to_tensor(mask), value, ops.zeros((), dtype=value.dtype))
+    variable.assign(ops.reshape(kept, tuple(variable.shape)))
+
+
+def _variable_key(path: str) -> str:
+    return path.replace("/", "_")
+
+
+def _slot_key(path: str) -> str:
+    """An optimizer names a slot `optimizer/layer_kernel_momentum`."""
+    return path.rpartition("/")[2].rpartition("_")[0]
+
+
+def soft_prune(model: keras.Model, plan: PruningPlan) -> None:
+    """Zero a plan in the model's weights, in place.
+
+    Zeroed are the filters (kernel slices that write a channel) and their biases, BatchNormalization's gamma and beta,
+    the depthwise slices, and the kernel slices of whoever reads the channel. Moving means and variances stay.
+
+    Args:
+        model: the model the plan was made for, or one with the same layers.
+        plan: from `tfprune.select`.
+
+    Raises:
+        PlanError: the plan was made for another model.
+
+    >>> import keras, numpy, tfprune
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
+    ...                           keras.layers.Dense(2)])
+    >>> tfprune.soft_prune(model, tfprune.select(model, "l1", ratio=0.5))
+    >>> int((abs(numpy.asarray(model.layers[0].kernel)).sum((0, 1, 2)) == 0).sum())
+    4
+
+    Source: He et al., "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks" (arXiv:1808.06866);
+    what is zeroed beside the filters follows Tensorflow_Model_Pruning.
+    """
+    Zeroing(model, plan).apply()

@@ -1,0 +1,211 @@
+"""Strip: remove what the weights prove removable, and prove the result equal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tfprune.channels.facts import prove, reasons, removable
+from tfprune.channels.graph import ChannelGraph
+from tfprune.channels.narrow import narrow
+from tfprune.channels.ops import Facts
+from tfprune.channels.plan import PruningPlan
+from tfprune.channels.simplify import Replacement, simplify
+from tfprune.cost import Cost, compare_table, cost
+from tfprune.errors import Refusal
+from tfprune.keras_graph.rebuild import rebuild
+from tfprune.keras_graph.trace import trace
+from tfprune.soft import soft_prune
+from tfprune.verify import Verification
+from tfprune.verify import verify as verified
+
+
+@dataclass(frozen=True)
+class StripResult:
+    """A smaller model and its proof.
+
+    Attributes:
+        model: plain Keras; saves and loads where tfprune is not installed.
+        plan: what was removed.
+        removed_layers: layers that are gone altogether.
+        refusals: what was zero, or asked for, and stayed, and why.
+        verification: how far the outputs are from the model's with the same channels zeroed; None if not asked for.
+        cost_before, cost_after: of the model given and of the stripped one.
+        seconds: how long each step took.
+    """
+
+    model: keras.Model
+    plan: PruningPlan
+    removed_layers: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+    verification: Verification | None
+    cost_before: Cost
+    cost_after: Cost
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.plan and not self.removed_layers:
+            parts = [f"{self.model.name}: there was nothing to remove; the model is as it was"]
+        else:
+            parts = [compare_table(self.cost_before, self.cost_after)]
+        if self.removed_layers:
+            parts.append(f"layers removed: {', '.join(self.removed_layers)}")
+        parts += [str(refusal) for refusal in self.refusals]
+        if self.verification is not None:
+            parts.append(f"stripped against soft-pruned: {self.verification}")
+        return "\n".join(parts)
+
+
+def strip(
+    model: keras.Model,
+    plan: PruningPlan | None = None,
+    *,
+    verify: bool = True,
+    tolerance: float | None = None,
+    samples: int = 2,
+    seed: int = 0,
+) -> StripResult:
+    """Rebuild a model without its zeros, or without a plan's channels.
+
+    No memory of how the zeros came about is needed: the weights are read, channels that are provably constant or
+    never read are found, and the model is built again without them. Constants other than 0 are folded into biases.
+    Sums and products with a constant side disappear with the branch that fed them.
+
+    Args:
+        model: a built Sequential or Functional model. It is not changed.
+        plan: remove these channels and no others; as if `soft_prune(model, plan)` had come first. None: everything
+            that is provably removable.
+        verify: compare the outputs on random inputs before returning.
+        tolerance: the largest difference allowed, a fraction of the largest output; by default 1e-5 for float32 and
+            1e-12 for float64.
+        samples, seed: of the random inputs.
+
+    Returns:
+        a `StripResult`; print it for the table.
+
+    Raises:
+        TraceError: the model cannot be read as a graph.
+        PlanError: the plan was made for another model.
+        VerificationError: the outputs differ. The wrong model is not returned.
+
+    >>> import keras, tfprune
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
+    ...                           keras.layers.Dense(2)])
+    >>> tfprune.soft_prune(model, tfprune.select(model, "l1", ratio=0.5))
+    >>> tfprune.strip(model).model.layers[0].filters
+    4
+    """
+    clock = _Clock()
+    original = trace(model)
+    clock.lap("trace")
+    graph, facts, replacements = _simplified(original, plan)
+    wanted = removable(graph, facts)
+    asked = _asked(graph, facts) if plan is None else plan.onto(graph)
+    if plan is not None:
+        wanted &= asked
+    new, returned = narrow(graph, ~wanted)
+    keep = np.zeros(graph.channels, bool)
+    keep[graph.channel_of[new.keep]] = True
+    clock.lap("plan")
+    stripped = rebuild(graph, facts, new, replacements)
+    clock.lap("rebuild")
+    verification = None
+    if verify:
+        reference = model if plan is None else _soft_pruned(model, plan)
+        verification = verified(reference, stripped, samples=samples, seed=seed, tolerance=tolerance)
+        verification.raise_if_different(f"stripping {model.name}")
+        clock.lap("verify")
+    left = trace(stripped)
+    return StripResult(
+        model=stripped,
+        plan=PruningPlan(graph, ~keep, request="what is provably removable" if plan is None else plan.request),
+        removed_layers=_removed_layers(original, left),
+        refusals=_refusals(graph, {**reasons(graph, facts, asked & keep), **_only(returned, asked)}),
+        verification=verification,
+        cost_before=cost(original),
+        cost_after=cost(left),
+        seconds=clock.laps,
+    )
+
+
+def _simplified(
+    graph: ChannelGraph, plan: PruningPlan | None
+) -> tuple[ChannelGraph, Facts, dict[int, Replacement]]:
+    """The graph without sums and products that have a constant side, its facts, and what those became."""
+    weight = graph.weight
+    if plan is not None:
+        keyed = {own.key: own for own in plan.zeros_of}
+        plan.onto(graph)
+
+        def weight(which):  # type: ignore[misc]
+            array = graph.weight(which)
+            return plan.zeroed(keyed[which.key], array) if which.key in keyed else array
+
+    facts = prove(graph, weight)
+    replacements: dict[int, Replacement] = {}
+    while plan is None or plan.layers:
+        simple = simplify(graph, facts)
+        if not simple.replacements:
+            break
+        replacements.update(simple.replacements)
+        graph = simple.graph
+        facts = prove(graph, simple.weight, facts.tables if simple.weight is facts.weight else None)
+    return graph, facts, replacements
+
+
+def _asked(graph: ChannelGraph, facts: Facts) -> NDArray[np.bool_]:
+    """channel -> whether some layer's filter for it is all zeros, so that a user would expect it to go."""
+    result = np.zeros(graph.channels, bool)
+    tables = {op.kernel: op.table(facts) for op in graph.ops if hasattr(op, "table")}
+    for slot in graph.labels.slots.values():
+        if slot.role == "write":
+            dead = ~tables[slot.weight].any(axis=1).ravel()
+            result[graph.channel_of[slot.labels.ravel()[dead]]] = True
+    return result
+
+
+def _only(returned: dict[int, str], asked: NDArray[np.bool_]) -> dict[int, str]:
+    return {channel: reason for channel, reason in returned.items() if asked[channel]}
+
+
+def _refusals(graph: ChannelGraph, found: dict[int, str]) -> tuple[Refusal, ...]:
+    """One refusal a layer and reason, with the indices along the layer's filters."""
+    grouped: dict[tuple[str, str], list[int]] = {}
+    left = dict(found)
+    for slot in graph.labels.slots.values():
+        if slot.role != "write":
+            continue
+        channels = graph.channel_of[slot.labels.ravel()].tolist()
+        for index, channel in enumerate(channels):
+            if channel in found:
+                grouped.setdefault((slot.weight.layer, found[channel]), []).append(index)
+                left.pop(channel, None)
+    return tuple(Refusal(layer, tuple(indices), reason) for (layer, reason), indices in grouped.items())
+
+
+def _removed_layers(before: ChannelGraph, after: ChannelGraph) -> tuple[str, ...]:
+    left = {call.layer for call in after.calls}
+    return tuple(dict.fromkeys(call.layer for call in before.calls if call.layer not in left))
+
+
+def _soft_pruned(model: keras.Model, plan: PruningPlan) -> keras.Model:
+    """A copy of the model with the plan zeroed."""
+    reference = keras.models.clone_model(model)
+    reference.set_weights(model.get_weights())
+    soft_prune(reference, plan)
+    return reference
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
