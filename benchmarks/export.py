@@ -68,13 +68,13 @@ def measure(name: str, size: int, formats: list[str], repeats: int) -> list[dict
     """Export one model in this process."""
     import keras
 
-    from tfprune import verify
     from tfprune.errors import TfpruneError
     from tfprune.export import export, onnx_latency
+    from tfprune.verify import compare, random_inputs, run
 
     model = build(name, size)
-    outputs = verify.run(model, verify.random_inputs(model))
-    spread = verify.compare(outputs, outputs, 0.0).spread / max(float(abs(y).max()) for y in outputs)
+    outputs = run(model, random_inputs(model))
+    spread = compare(outputs, outputs, 0.0).spread / max(float(abs(y).max()) for y in outputs)
     del outputs
     keras.utils.clear_session(free_memory=True)
     rows = []

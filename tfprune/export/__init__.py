@@ -20,13 +20,13 @@ from pathlib import Path
 
 import keras
 
-from tfprune import verify
 from tfprune.errors import ExportError, TfpruneError
 from tfprune.export.names import functional, input_names, output_names
 from tfprune.export.registry import Exporter, Options, Runner, find, known_formats, register
 from tfprune.export.report import ExportReport, ExportRow
 from tfprune.export.runtime import onnx_latency
 from tfprune.files import atomic_path, output_directory
+from tfprune.verify import compare, random_inputs, run, tolerance_of
 
 __all__ = [
     "ExportReport",
@@ -109,12 +109,12 @@ def _write_and_prove(
     with keras.saving.custom_object_scope(_custom_objects(model)):
         with _explained(f"{what} could not be written"):
             exporter.write(model, scratch, options)
-        inputs = verify.random_inputs(model, _batch(model, samples))
+        inputs = random_inputs(model, _batch(model, samples))
         with _explained(f"{what} was written but does not load and run in its own runtime"):
             got = exporter.load(scratch, options)(inputs)
-    limit = verify.tolerance_of(model) if tolerance is None else tolerance
+    limit = tolerance_of(model) if tolerance is None else tolerance
     with _explained(f"{what} does not compute what the Keras model computes; nothing was kept"):
-        found = verify.compare(verify.run(model, inputs), got, limit, samples=len(inputs[0]))
+        found = compare(run(model, inputs), got, limit, samples=len(inputs[0]))
         found.raise_if_different(exporter.name)
     return ExportRow(exporter.name, target, _size(scratch), found.relative, time.perf_counter() - start)
 

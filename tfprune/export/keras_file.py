@@ -6,9 +6,9 @@ from pathlib import Path
 
 import keras
 
-from tfprune import verify
 from tfprune.export.names import functional
 from tfprune.export.registry import Exporter, Options, Runner, register
+from tfprune.verify import run
 
 
 def write(model: keras.Model, path: Path, options: Options) -> None:
@@ -19,7 +19,7 @@ def write(model: keras.Model, path: Path, options: Options) -> None:
 def load(path: Path, options: Options) -> Runner:
     """Load with `keras.models.load_model`; the file was written by this process, so its Lambda layers are trusted."""
     model = functional(keras.models.load_model(path, compile=False, safe_mode=False))
-    return lambda arrays: verify.run(model, arrays)
+    return lambda arrays: run(model, arrays)
 
 
 register(Exporter("keras", ".keras", write, load, tensorflow_backend=False))

@@ -56,7 +56,9 @@ def output_names(model: keras.Model, asked: Sequence[str] | None = None) -> tupl
         return unique((tensor._keras_history.operation.name for tensor in model.outputs), taken=inputs)
     asked = (asked,) if isinstance(asked, str) else tuple(asked)
     if len(asked) != len(model.outputs):
-        raise ExportError(f"{model.name!r} has {len(model.outputs)} outputs, but output_nodes names {len(asked)}: {asked}")
+        raise ExportError(
+            f"{model.name!r} has {len(model.outputs)} outputs, but output_nodes names {len(asked)}: {asked}"
+        )
     if unique(asked, taken=inputs) != asked:
         raise ExportError(
             f"output_nodes must be different names of letters, digits, '_', '.', '-' and '/' that no input has "

@@ -25,7 +25,9 @@ def write(model: keras.Model, path: Path, options: Options) -> None:
         ExportError: the opset is not one of 13 to 18, or the model cannot be converted.
     """
     if options.opset not in OPSETS:
-        raise ExportError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, which is what tf2onnx can write; got {options.opset}")
+        raise ExportError(
+            f"opset must be {OPSETS[0]} to {OPSETS[-1]}, which is what tf2onnx can write; got {options.opset}"
+        )
     traced = trace(model, options, lower_control_flow=False)
     onnx_model, open_weights = tf_to_onnx.convert(traced, options)
     constants = onnx_passes.take_constants(onnx_model)
@@ -34,7 +36,11 @@ def write(model: keras.Model, path: Path, options: Options) -> None:
     for name in open_weights:
         constants[name] = keras.ops.convert_to_numpy(traced.weights[name])
     origins = onnx_passes.fold_constants(onnx_model, constants)
-    paths = {name: traced.weights[origins.get(name, name)].path for name in constants if origins.get(name, name) in open_weights}
+    paths = {
+        name: traced.weights[origins.get(name, name)].path
+        for name in constants
+        if origins.get(name, name) in open_weights
+    }
     onnx_passes.rename_constants(onnx_model, constants, paths)
     onnx_passes.fold_affine(onnx_model, constants)
     onnx_passes.keep_zero_padding(onnx_model)

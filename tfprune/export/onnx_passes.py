@@ -212,8 +212,10 @@ def put_constants(model: Any, constants: Constants) -> None:
             tensor.raw_data = value.tobytes()
 
 
-def finish(model: Any, inputs: list[tuple[str, Any]], outputs: list[tuple[str, Any]], metadata: Mapping[str, str]) -> None:
-    """Declare the model's inputs and outputs in Keras' order with its shapes, the batch axis as `batch`, and say by whom.
+def finish(
+    model: Any, inputs: list[tuple[str, Any]], outputs: list[tuple[str, Any]], metadata: Mapping[str, str]
+) -> None:
+    """Declare the inputs and outputs in Keras' order with its shapes, the batch axis as `batch`, and say by whom.
 
     Args:
         model: an ONNX model whose weights are in.
@@ -264,11 +266,11 @@ def check(model: Any, opset: int, inputs: tuple[str, ...], outputs: tuple[str, .
     )
     if foreign:
         listed = ", ".join(f"{name} ({count} times)" for name, count in sorted(foreign.items()))
-        raise ExportError(f"the model needs operators that ONNX {opset} does not have: {listed}; export it as saved_model")
+        raise ExportError(f"the model needs operators that ONNX {opset} lacks: {listed}; export it as saved_model")
     found = tuple(value.name for value in model.graph.input), tuple(value.name for value in model.graph.output)
     if found != (inputs, outputs):
         raise ExportError(
-            f"the ONNX graph has inputs {found[0]} and outputs {found[1]}, but the Keras model has {inputs} and {outputs}"
+            f"the ONNX graph has inputs {found[0]} and outputs {found[1]}, but the Keras model {inputs} and {outputs}"
         )
 
 

@@ -91,7 +91,7 @@ def find(name: str) -> Exporter:
     missing = [pip for module, pip in exporter.requires.items() if not _installed(module)]
     if missing:
         raise ExportError(
-            f"the {name} format needs {' and '.join(missing)}, not installed here; run `pip install {' '.join(missing)}`"
+            f"the {name} format needs {' and '.join(missing)}, not installed; run `pip install {' '.join(missing)}`"
         )
     if exporter.tensorflow_backend and keras.backend.backend() != "tensorflow":
         raise ExportError(

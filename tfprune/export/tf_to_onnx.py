@@ -7,7 +7,7 @@ What tf2onnx 1.17 gets wrong with Keras 3 and TensorFlow 2.21, and where it is d
 | Normalization's captured mean and variance | graph inputs that nobody can feed | `trace`: frozen first |
 | Sequential, and outputs called keras_tensor_N (tensorflow-onnx#2319, #2448) | KeyError | `names.functional`, `trace` |
 | grouped and some depthwise convolutions (#2099, #2412) | StatefulPartitionedCall | `trace._functions_inlined` |
-| weights as constants: a deep copy of the graph a pass (as in #1562) | memory without end | `trace`, `_constant_weights` |
+| a deep copy of the graph, weights and all, for each pass (#1562) | memory runs out | `trace`, `_open_weights` |
 | exact GELU's Erfc (#2347, #2463) | an invalid file, no exception | `_erfc` |
 | a scalar added after a convolution (a like failure: #1729) | all Transposes stay | `_scalars_to_vectors` |
 | passes that fail are skipped with a log line | slow or wrong files | `convert`: errors are not caught |
@@ -63,7 +63,7 @@ def convert(traced: TracedGraph, options: Options) -> tuple[Any, set[str]]:
                 with tf.Graph().as_default():
                     tf.import_graph_def(graph_def, name="")
                     graph_def = tf_loader.tf_optimize(inputs, outputs, graph_def)
-                graph_def = _scalars_to_vectors(graph_def)
+                graph_def = _without_tensordot(_scalars_to_vectors(graph_def))
                 with tf.Graph().as_default() as graph:
                     tf.import_graph_def(graph_def, name="")
                     converted = tfonnx.process_tf_graph(
@@ -93,11 +93,13 @@ def _open_weights(traced: TracedGraph) -> set[str]:
         for position, reference in enumerate(node.input):
             readers.setdefault(reference.lstrip("^").partition(":")[0], []).append((node, position))
 
+    def harmless(node: Any, position: int) -> bool:
+        if node.op in _VIEWS:
+            return position == 0 and only_moved(node.name)
+        return position in _WEIGHT_OPERANDS.get(node.op, ())
+
     def only_moved(name: str) -> bool:
-        return all(
-            position in _WEIGHT_OPERANDS.get(node.op, ()) or (node.op in _VIEWS and position == 0 and only_moved(node.name))
-            for node, position in readers.get(name, ())
-        )
+        return all(harmless(node, position) for node, position in readers.get(name, ()))
 
     return {name for name, variable in traced.weights.items() if len(variable.shape) >= 2 and only_moved(name)}
 
@@ -116,9 +118,7 @@ def _scalars_to_vectors(graph_def: Any) -> Any:
     for op in graph.get_operations():
         if op.type == "Const" and op.outputs[0].shape.rank == 0 and op.outputs[0].dtype.is_floating:
             readers = op.outputs[0].consumers()
-            safe[op.name] = bool(readers) and all(
-                reader.type in ("Add", "AddV2") and any((x.shape.rank or 0) > 0 for x in reader.inputs) for reader in readers
-            )
+            safe[op.name] = bool(readers) and all(_adds_to_a_tensor(reader) for reader in readers)
     for node in graph_def.node:
         if safe.get(node.name):
             value = tf.make_ndarray(node.attr["value"].tensor).reshape(1)
@@ -127,17 +127,101 @@ def _scalars_to_vectors(graph_def: Any) -> Any:
     return graph_def
 
 
+def _adds_to_a_tensor(op: Any) -> bool:
+    return op.type in ("Add", "AddV2") and any((tensor.shape.rank or 0) > 0 for tensor in op.inputs)
+
+
+def _without_tensordot(graph_def: Any) -> Any:
+    """Write tf.tensordot, which a Dense layer on more than two axes is, as one batched product.
+
+    It is Reshape, MatMul, Reshape with both shapes computed from the input's: a dozen nodes a layer that no tf2onnx
+    pass removes.
+    """
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
+    products = {op.name: found for op in graph.get_operations() if (found := _tensordot(op)) is not None}
+    for node in graph_def.node:
+        if node.name in products:
+            kind = node.attr["T"].type
+            node.op = "BatchMatMulV2"
+            node.input[:] = products[node.name]
+            node.ClearField("attr")
+            node.attr["T"].type = kind
+    return graph_def
+
+
+def _tensordot(after: Any) -> tuple[str, str] | None:
+    """The names of x and w, if the operation is the last of Reshape(Reshape(x, (-1, c)) @ w, (*x.shape[:-1], n)).
+
+    That the shapes are those is read from how they are computed; the last axis of x is known to be c.
+    """
+    import tensorflow as tf
+
+    def is_a(kind: str, op: Any) -> bool:
+        return op.type == kind
+
+    if not is_a("Reshape", after) or not is_a("MatMul", product := after.inputs[0].op):
+        return None
+    if product.get_attr("transpose_a") or product.get_attr("transpose_b"):
+        return None
+    if not is_a("Reshape", before := product.inputs[0].op) or not is_a("ConcatV2", target := after.inputs[1].op):
+        return None
+    data, weight = before.inputs[0], product.inputs[1]
+    if is_a("Transpose", data.op):
+        order = tf.get_static_value(data.op.inputs[1])
+        if order is None or list(order) != list(range(len(order))):
+            return None
+        data = data.op.inputs[0]
+    if not data.shape.rank or weight.shape.rank != 2 or data.shape[-1] != weight.shape[0] or len(target.inputs) != 3:
+        return None
+    leading, last = target.inputs[0].op, tf.get_static_value(target.inputs[1])
+    if not is_a("GatherV2", leading) or not is_a("Shape", leading.inputs[0].op) or last is None:
+        return None
+    same = leading.inputs[0].op.inputs[0] is data
+    axes = tf.get_static_value(leading.inputs[1])
+    if not same or axes is None or list(axes) != list(range(data.shape.rank - 1)) or list(last) != [weight.shape[1]]:
+        return None
+    return data.name, weight.name
+
+
 def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
-    """erfc(x) = 1 - erf(x), which ONNX has no operator for and TensorFlow's exact GELU uses since 2.16 or so."""
-    shape, dtype = context.get_shape(node.output[0]), context.get_dtype(node.output[0])
-    value = node.input[0]
-    output = node.output[0]
+    """erfc(x) = 1 - erf(x): ONNX has no Erfc, which TensorFlow's exact GELU is made of.
+
+    GELU's x erfc(-x / sqrt(2)) / 2 becomes x (1 + erf(x / sqrt(2))) / 2, the form that runtimes know and fuse.
+    """
     from tf2onnx import utils
 
-    one = context.make_const(utils.make_name("one"), np.ones(1, utils.map_onnx_to_numpy_type(dtype)))
+    shape, dtype = context.get_shape(node.output[0]), context.get_dtype(node.output[0])
+    real = utils.map_onnx_to_numpy_type(dtype)
+    output, value = node.output[0], node.input[0]
+
+    def make(op: str, *inputs: str, **more: Any) -> str:
+        return context.make_node(op, list(inputs), shapes=[shape], dtypes=[dtype], **more).output[0]
+
+    def constant(number: float) -> str:
+        return context.make_const(utils.make_name("erfc"), np.full(1, number, real)).output[0]
+
+    negated = _negated_over_root_two(node.inputs[0])
     context.remove_node(node.name)
-    erf = context.make_node("Erf", [value], shapes=[shape], dtypes=[dtype])
-    context.make_node("Sub", [one.output[0], erf.output[0]], name=name, outputs=[output], shapes=[shape], dtypes=[dtype])
+    if negated is None:
+        make("Sub", constant(1), make("Erf", value), name=name, outputs=[output])
+    else:
+        erf = make("Erf", make("Div", negated, constant(np.sqrt(2))))
+        make("Add", erf, constant(1), name=name, outputs=[output])
+
+
+def _negated_over_root_two(node: Any) -> str | None:
+    """The x of `-x * (1 / sqrt(2))`, or None if `node` is anything else."""
+    if node.type != "Mul":
+        return None
+    for negative, factor in (node.inputs, node.inputs[::-1]):
+        if negative.type == "Neg" and factor.is_const():
+            value = factor.get_tensor_value(as_list=False)
+            if value.size == 1 and np.isclose(value.item(), np.sqrt(0.5), rtol=1e-3):
+                return negative.input[0]
+    return None
 
 
 @contextlib.contextmanager

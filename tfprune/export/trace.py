@@ -118,7 +118,7 @@ def _functions_inlined() -> Iterator[None]:
 
 
 def _outputs_only(graph_def: Any, renamed: dict[str, str], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
-    """The part of the graph that the outputs need, plus all inputs, with `renamed` nodes; inputs first, outputs last."""
+    """What the outputs need, plus all inputs, with `renamed` nodes; inputs first, outputs last."""
     import tensorflow as tf
 
     taken = set(renamed.values())
