@@ -49,6 +49,10 @@ class _Rebuilder:
         self.slots = slots_by_weight(graph)
         self.weights = {id(variable): weight for weight, variable in graph.variables.items()}
         self.rebuilt: dict[int, Any] = {}
+        contracts = [op for op in graph.ops if isinstance(op, Contract) and op.kernel in self.shifts]
+        # A bias and the kernel whose constants it gains; kernels that need a bias from now on.
+        self.biases = {op.bias: op.kernel for op in contracts if op.bias is not None}
+        self.new_biases = {op.kernel for op in contracts if op.bias is None}
 
     def function(self, model: Any, boundary: Boundary | None) -> Any:
         """Rebuild a Functional or Sequential model; `boundary` says where a nested one is called."""
@@ -151,11 +155,8 @@ class _Rebuilder:
             return result, lambda: result.set_weights(arrays)
         return result, _give(result, named, layer)
 
-    def _weight(self, variable: Any) -> Weight | None:
-        return self.weights.get(id(variable))
-
     def _array(self, variable: Any) -> NDArray:
-        weight = self._weight(variable)
+        weight = self.weights.get(id(variable))
         if weight is None:
             return keras.ops.convert_to_numpy(variable)
         array = self.facts.weight(weight)
@@ -164,21 +165,12 @@ class _Rebuilder:
             array = (array + self.shifts[self.biases[weight]]).astype(array.dtype)
         return array if slots is None else take(array, slots, self.new)
 
-    @property
-    def biases(self) -> dict[Weight, Weight]:
-        """bias -> kernel, for the biases that gain something."""
-        return {
-            op.bias: op.kernel
-            for op in self.graph.ops
-            if isinstance(op, Contract) and op.bias is not None and op.kernel in self.shifts
-        }
-
     def _new_bias(self, layer: Any) -> NDArray | None:
         """The bias that a layer without one needs from now on."""
-        own = {self.weights[id(variable)] for variable in layer.weights if id(variable) in self.weights}
-        for op in self.graph.ops:
-            if isinstance(op, Contract) and op.kernel in own and op.bias is None and op.kernel in self.shifts:
-                return self.shifts[op.kernel][self.new.indices[op.kernel, "write"].ravel()]
+        for variable in layer.weights if self.new_biases else ():
+            kernel = self.weights.get(id(variable))
+            if kernel in self.new_biases:
+                return self.shifts[kernel][self.new.indices[kernel, "write"].ravel()]
         return None
 
     def _arrays(self, call: Call, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -1,0 +1,127 @@
+"""--model: a file, a function, or the name of a keras.applications model."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tfprune.cli.command import Flag
+from tfprune.data import import_function
+from tfprune.errors import CheckpointError, TfpruneError
+
+MODEL = Flag(
+    "model",
+    "The model: a .keras file; a function (called with input_shape= and classes= if it takes them); or the name of a "
+    "keras.applications model such as MobileNetV2, built with random weights.",
+    value="PATH.keras|module:function|NAME",
+    required=True,
+)
+INPUT_SHAPE = Flag(
+    "input_shape",
+    "Shape of one sample for a function or a keras.applications model, such as 32,32,3. By default its own.",
+    value="N,N,N",
+    kind="list",
+)
+CLASSES = Flag(
+    "classes", "Classes for a function or a keras.applications model. By default its own.", "N", kind="integer", low=1
+)
+SOURCE = (MODEL, INPUT_SHAPE, CLASSES)
+
+
+def load(spec: str, input_shape: Any = None, classes: int | None = None) -> Any:
+    """The model that `--model=spec` means.
+
+    Args:
+        spec: what was given.
+        input_shape: of one sample, numbers or text; for functions and applications only.
+        classes: likewise.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or needs layers that are not known here.
+        TfpruneError: the function or the application does not exist, fails, or returns no model.
+    """
+    if spec.endswith((".keras", ".h5", ".hdf5")):
+        return load_file(spec)
+    shape = _shape(input_shape)
+    if ":" in spec:
+        return _built(spec, import_function(spec, TfpruneError), shape, classes)
+    return _built(spec, _application(spec), shape, classes)
+
+
+def load_file(path: str) -> Any:
+    """Load a Keras file, without its optimizer.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or needs layers that are not known here.
+    """
+    import keras
+
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path!r} does not exist or is no file; give the path of a .keras file")
+    if path.endswith(".weights.h5"):
+        raise CheckpointError(f"{path!r} holds weights without a model; give a .keras file")
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path!r} could not be loaded ({reason[:300]}); it must be a whole file that model.save wrote. If it has "
+            f"layers of your own, give --model=module:function that imports them and loads it"
+        ) from error
+
+
+def _shape(text: Any) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(size) for size in text)
+    except ValueError as error:
+        raise TfpruneError(f"--input_shape must be whole numbers such as 32,32,3, got {','.join(text)}") from error
+    if min(shape, default=0) < 1:
+        raise TfpruneError(f"--input_shape must be sizes of at least 1, got {shape}")
+    return shape
+
+
+def _application(name: str) -> Callable[..., Any]:
+    import keras
+
+    known = {
+        key: value
+        for key, value in vars(keras.applications).items()
+        if callable(value) and "weights" in inspect.signature(value).parameters
+    }
+    by_lower = {key.lower(): value for key, value in known.items()}
+    if name.lower() in by_lower:
+        return by_lower[name.lower()]
+    close = [key for key in known if key.lower() in difflib.get_close_matches(name.lower(), by_lower, 1, 0.5)]
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise TfpruneError(
+        f"unknown model {name!r}: it is no .keras file, no module:function and no keras.applications model{hint}"
+    )
+
+
+def _built(spec: str, function: Callable[..., Any], shape: tuple[int, ...] | None, classes: int | None) -> Any:
+    import keras
+
+    # Images come in [0, 1] and no download is wanted: the application's own preprocessing and weights are left out.
+    wishes = {"input_shape": shape, "classes": classes}
+    if function.__module__.startswith("keras."):
+        wishes |= {"weights": None, "include_preprocessing": False}
+    try:
+        takes = inspect.signature(function).parameters
+        wild = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+        given = {
+            key: value
+            for key, value in wishes.items()
+            if (key in takes or (wild and key in ("input_shape", "classes")))
+            and (key == "weights" or value is not None)
+        }
+        model = function(**given)
+    except Exception as error:
+        raise TfpruneError(f"{spec} could not be built: {type(error).__name__}: {error}") from error
+    if not isinstance(model, keras.Model):
+        raise TfpruneError(f"{spec} must return a keras.Model, and returned a {type(model).__name__}")
+    return model
