@@ -188,6 +188,14 @@ def attention():
     return keras.Model(tokens, x)
 
 
+def layer_norms():
+    inputs = image()
+    x = layers.LayerNormalization(epsilon=0.5)(layers.Conv2D(6, 3)(inputs))
+    x = layers.LayerNormalization(center=False)(layers.Dense(5)(x))
+    x = layers.LayerNormalization(scale=False, center=False)(layers.Activation("tanh")(x))
+    return keras.Model(inputs, layers.LayerNormalization(axis=(1, 2), name="scores")(layers.Dense(4)(x)))
+
+
 def nested():
     inner_in = keras.Input((10, 10, 4))
     inner = keras.Model(inner_in, layers.BatchNormalization()(layers.Conv2D(5, 3)(inner_in)), name="inner")
@@ -214,8 +222,8 @@ def mapping_of_inputs():
 
 TRAPS = [
     inverted_residual, normalization, gelu, erfc, grouped, depthwise_multiplier, hard_swish, sequential,
-    zero_padded_pool, dense_on_feature_map, pre_activation, shared_convolution, transposed_and_upsampled, one_dimensional, recurrent,
-    attention, nested, two_of_each, output_is_input,
+    zero_padded_pool, dense_on_feature_map, pre_activation, shared_convolution, transposed_and_upsampled,
+    one_dimensional, recurrent, attention, layer_norms, nested, two_of_each, output_is_input,
 ]  # fmt: skip
 
 
@@ -274,6 +282,14 @@ def test_batch_normalization_folds_into_the_convolution(tmp_path):
 def test_dense_on_a_feature_map_computes_no_shapes(tmp_path):
     found = operators(export(shake(dense_on_feature_map()), tmp_path, formats=["onnx"])["onnx"].path)
     assert found["MatMul"] == 2 and not found["Shape"] and not found["Gather"]
+
+
+def test_layer_normalization_is_one_operator_where_it_is_over_the_last_axis(tmp_path):
+    model = shake(layer_norms())
+    assert operators(export(model, tmp_path, formats=["onnx"])["onnx"].path)["LayerNormalization"] == 3
+    old = export(model, tmp_path, formats=["onnx"], opset=16)["onnx"].path
+    assert operators(old)["LayerNormalization"] == 0
+    assert_same(by_keras(model, data(model)), by_onnxruntime(old, data(model)))
 
 
 def test_zero_padding_stays_outside_the_max_pool(tmp_path):

@@ -10,6 +10,8 @@ What tf2onnx 1.17 gets wrong with Keras 3 and TensorFlow 2.21, and where it is d
 | a deep copy of the graph, weights and all, for each pass (#1562) | memory runs out | `trace`, `_open_weights` |
 | exact GELU's Erfc (#2347, #2463) | an invalid file, no exception | `_erfc` |
 | a scalar added after a convolution (a like failure: #1729) | all Transposes stay | `_scalars_to_vectors` |
+| LayerNormalization in eleven nodes | slow files | `layer_norm` |
+| Dense on more than two axes as tf.tensordot | a dozen nodes of shape arithmetic | `_without_tensordot` |
 | passes that fail are skipped with a log line | slow or wrong files | `convert`: errors are not caught |
 | an unsupported operator is only logged | an invalid file, no exception | `onnx_passes.check` |
 | zero padding before MaxPool (an onnxruntime bug) | borders off by 1e-3 | `onnx_passes.keep_zero_padding` |
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from tfprune.errors import ExportError
+from tfprune.export import layer_norm
 from tfprune.export.registry import Options
 from tfprune.export.trace import TracedGraph, with_constants
 
@@ -70,6 +73,7 @@ def convert(traced: TracedGraph, options: Options) -> tuple[Any, set[str]]:
                         graph,
                         opset=options.opset,
                         custom_op_handlers={"Erfc": (_erfc, [])},
+                        custom_rewriter=[layer_norm.fuse],
                         input_names=inputs,
                         output_names=outputs,
                         tensors_to_rename={tensor: tensor[:-2] for tensor in inputs + outputs},
