@@ -1,0 +1,280 @@
+"""The Keras callback: soft pruning on a schedule inside `model.fit`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from tfprune.channels.graph import ChannelGraph
+from tfprune.channels.plan import PruningPlan
+from tfprune.criteria import Criterion
+from tfprune.errors import PlanError
+from tfprune.keras_graph.trace import trace
+from tfprune.monitor import ConvergenceMonitor
+from tfprune.schedules import Schedule, as_schedule
+from tfprune.selection import select
+from tfprune.soft import Zeroing
+
+
+class SoftPruning(keras.callbacks.Callback):
+    """Choose and zero channels again and again while the model trains.
+
+    At the start of training, and then after every epoch (before its validation) or every N steps, the filters that
+    were zeroed before are looked at (`monitor`), channels are chosen for the next value of the schedule, and zeroed. So
+    validation, checkpoints and the end of training always see a model that `tfprune.strip` can make smaller.
+
+    What keeps a zeroed filter at 0, or not: its gradient is 0, for everything it touches is 0, but an optimizer's slots
+    (momentum) and weight decay still move it. `slots` is the policy for that.
+
+    Args:
+        criterion: see `tfprune.select`.
+        ratio: a fraction in [0, 1), a sequence of them, or a schedule from epoch (or step) to one.
+        thresholds: the same for thresholds. A sequence is spread evenly over the epochs of `fit`, as a ladder.
+        every: `"epoch"`, or a number of steps.
+        begin: the first epoch (or step) at which anything is zeroed.
+        mode: `"soft"`: filters may come back, and all are chosen anew each time (He et al. 2018). `"hard"`: what was
+            zeroed once is held at 0 by the optimizer itself (a constraint on the variable), and the plan only grows.
+        slots: `"keep"`: the optimizer's slots stay, so that filters can come back. `"reset"`: the slots of what is
+            zeroed are zeroed too; with an optimizer without weight decay nothing comes back then.
+        scopes, round_to, layers: see `tfprune.select`.
+        max_failure_rate: with `stop_when_converged`, what counts as converged, a fraction in [0, 1].
+        stop_when_converged: leave a threshold of the ladder early once it has converged, and stop training after the
+            last.
+        csv: a path; the monitor's history is written there after every epoch.
+        tensorboard: a directory for TensorBoard's log, written at the end.
+
+    Attributes:
+        monitor: a `ConvergenceMonitor`; also in the logs of every epoch, as `failure_rate`.
+        plan: the `PruningPlan` that is zeroed now.
+
+    Raises:
+        PlanError: not exactly one of ratio and thresholds, a value out of range, an unknown mode or policy.
+
+    >>> import keras, numpy as np, tfprune
+    >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(8, 3, activation="relu"),
+    ...                           keras.layers.Flatten(), keras.layers.Dense(2)])
+    >>> model.compile("sgd", "mse")
+    >>> pruning = tfprune.SoftPruning("l2", ratio=0.5)
+    >>> x, y = np.random.rand(16, 8, 8, 1), np.random.rand(16, 2)
+    >>> _ = model.fit(x, y, epochs=2, verbose=0, callbacks=[pruning])
+    >>> tfprune.strip(model).model.layers[0].filters
+    4
+
+    Source: He et al., "Soft Filter Pruning" (arXiv:1808.06866).
+    """
+
+    def __init__(
+        self,
+        criterion: str | Criterion = "redundancy",
+        *,
+        ratio: float | Sequence[float] | Schedule | None = None,
+        thresholds: float | Sequence[float] | Schedule | None = None,
+        every: int | Literal["epoch"] = "epoch",
+        begin: int = 0,
+        mode: Literal["soft", "hard"] = "soft",
+        slots: Literal["keep", "reset"] = "keep",
+        scopes: str | Sequence[str] | None = None,
+        round_to: int = 4,
+        layers: bool = False,
+        max_failure_rate: float = 0.1,
+        stop_when_converged: bool = False,
+        csv: str | os.PathLike | None = None,
+        tensorboard: str | os.PathLike | None = None,
+    ):
+        super().__init__()
+        if (ratio is None) == (thresholds is None):
+            raise PlanError(f"give either ratio= or thresholds=, and {ratio=}, {thresholds=} came")
+        if mode not in ("soft", "hard"):
+            raise PlanError(f"mode is 'soft' or 'hard', and {mode!r} came")
+        if slots not in ("keep", "reset"):
+            raise PlanError(f"slots is 'keep' or 'reset', and {slots!r} came")
+        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise PlanError(f"every is 'epoch' or a number of steps of at least 1, and {every!r} came")
+        if begin < 0:
+            raise PlanError(f"begin is an epoch or step from 0 on, and {begin} came")
+        self.kind = "ratio" if thresholds is None else "threshold"
+        self.values = ratio if thresholds is None else thresholds
+        as_schedule(self.values, 1, self.kind)  # type: ignore[arg-type]
+        self.options: dict[str, Any] = {
+            "criterion": criterion,
+            "scopes": scopes,
+            "round_to": round_to,
+            "layers": layers,
+        }
+        self.every, self.begin, self.mode, self.slots = every, begin, mode, slots
+        self.stop_when_converged, self.csv, self.tensorboard = stop_when_converged, csv, tensorboard
+        self.monitor = ConvergenceMonitor(max_failure_rate)
+        self.plan: PruningPlan | None = None
+
+    # -- Keras' events --------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._graph: ChannelGraph = trace(self.model)
+        self._schedule = as_schedule(self.values, self._rung(), self.kind)  # type: ignore[arg-type]
+        self._step, self._skipped, self._epoch = 0, 0, 0
+        self._zeroing: Zeroing | None = None
+        self._masks = _Masks()
+        self._epoch_done = True
+        self.plan = None
+        if self.begin == 0:
+            self._choose(0)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch, self._epoch_done = epoch, False
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._step += 1
+        if self.every != "epoch" and self._step % int(self.every) == 0 and self._step >= self.begin:
+            self._synchronize()
+            self._measure()
+            self._choose(self._step)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._end_epoch()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._end_epoch()
+        if logs is not None:
+            logs["failure_rate"] = self.monitor.rate
+            logs["pruned_channels"] = float(self.plan.pruned if self.plan else 0)
+        if self.csv is not None:
+            self.monitor.to_csv(self.csv)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._zeroing is not None:
+            self._zeroing.apply()
+        self._masks.release()
+        if self.tensorboard is not None:
+            self.monitor.to_tensorboard(self.tensorboard)
+
+    # -- what they do ---------------------------------------------------------------------------------------------
+
+    def _rung(self) -> int:
+        """How many epochs or steps each value of a sequence gets."""
+        if not isinstance(self.values, Sequence):
+            return 1
+        epochs = int(self.params.get("epochs") or 1)
+        if self.every == "epoch":
+            return max(1, (epochs - self.begin) // len(self.values))
+        steps = self.params.get("steps")
+        if steps is None:
+            raise PlanError(
+                f"a sequence over steps needs to know how many there are, and fit does not; "
+                f"give steps_per_epoch to fit, every='epoch', or a schedule such as tfprune.schedules.Ladder"
+            )
+        return max(1, (epochs * int(steps) - self.begin) // len(self.values))
+
+    def _end_epoch(self) -> None:
+        """Once an epoch, before its validation if it has one."""
+        if getattr(self, "_epoch_done", True):
+            return
+        self._epoch_done = True
+        if self.every == "epoch":
+            if self.plan is not None:
+                self._measure()
+            if self._converged_early():
+                return
+            upcoming = self._epoch + 1
+            if upcoming >= self.begin:
+                last = self.plan is not None and upcoming >= int(self.params.get("epochs") or upcoming)
+                self._choose(self._epoch if last else upcoming)
+        elif self._zeroing is not None:
+            self._synchronize()
+            self._measure()
+            self._zeroing.apply()
+
+    def _converged_early(self) -> bool:
+        """With `stop_when_converged`: skip to the next value of the ladder, or stop behind the last."""
+        if not (self.stop_when_converged and self.plan is not None and self.monitor.converged):
+            return False
+        now = self._value(self._epoch)
+        remaining = range(self._epoch + 1, int(self.params.get("epochs") or 0))
+        for upcoming in remaining:
+            if self._value(upcoming) != now:
+                self._skipped += upcoming - (self._epoch + 1)
+                return False
+        if self._zeroing is not None:
+            self._zeroing.apply()
+        self.model.stop_training = True
+        return True
+
+    def _value(self, progress: int) -> float:
+        value = float(self._schedule(progress + self._skipped - self.begin))
+        if not 0 <= value <= 1:
+            raise PlanError(f"the schedule gives {self.kind} {value} at {progress}; it must be in [0, 1]")
+        return value
+
+    def _measure(self) -> None:
+        if self.plan is not None:
+            value = self._current
+            self.monitor.measure(self.model, self.plan, epoch=self._epoch, threshold=value)
+
+    def _choose(self, progress: int) -> None:
+        self._current = self._value(progress)
+        plan = select(self._graph, **{self.kind: self._current}, **self.options)
+        if self.mode == "hard" and self.plan is not None:
+            layers = tuple(dict.fromkeys((*self.plan.layers, *plan.layers)))
+            plan = replace(plan, gone=plan.gone | self.plan.gone, layers=layers)
+        self.plan = plan
+        self._zeroing = Zeroing(self.model, plan)
+        self._zeroing.apply()
+        if self.slots == "reset" and getattr(self.model, "optimizer", None) is not None:
+            self._zeroing.apply_to_slots(self.model.optimizer)
+        if self.mode == "hard" and self._masks.hold(self._zeroing):
+            self.model.make_train_function(force=True)
+
+    def _synchronize(self) -> None:
+        """On JAX the weights live in the training loop during an epoch; have them written back."""
+        synchronize = getattr(self.model, "jax_state_sync", None)
+        if synchronize is not None:
+            synchronize()
+
+
+class _Masks:
+    """Constraints that hold masked weights at 0 inside the compiled training step."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[Any, Any, list[tuple[tuple[int, ...], Any]]]] = {}
+
+    def hold(self, zeroing: Zeroing) -> bool:
+        """Put the masks on the variables. Whether the training step has to be compiled anew."""
+        changed = False
+        masks: dict[int, tuple[Any, list]] = {}
+        for variable, split, mask in zeroing.masks:
+            masks.setdefault(id(variable), (variable, []))[1].append((split, mask))
+        for key, (variable, parts) in masks.items():
+            _, before, old = self._held.get(key, (variable, variable.constraint, []))
+            if len(old) == len(parts) and all(np.array_equal(a[1], b[1]) for a, b in zip(old, parts, strict=True)):
+                continue
+            changed = True
+            self._held[key] = (variable, before, parts)
+            variable.constraint = _Masked(before, parts)
+        return changed
+
+    def release(self) -> None:
+        """Give the variables their own constraints back."""
+        for variable, before, _ in self._held.values():
+            variable.constraint = before
+        self._held.clear()
+
+
+class _Masked(keras.constraints.Constraint):
+    """The variable's own constraint, then zeros where the masks say so."""
+
+    def __init__(self, inner: Any, parts: list[tuple[tuple[int, ...], Any]]):
+        self.inner, self.parts = inner, parts
+
+    def __call__(self, weight: Any) -> Any:
+        ops = keras.ops
+        if self.inner is not None:
+            weight = self.inner(weight)
+        value = ops.convert_to_tensor(weight)
+        for split, mask in self.parts:
+            rows = ops.reshape(value, split)
+            value = ops.reshape(ops.where(ops.convert_to_tensor(mask), rows, ops.zeros_like(rows)), weight.shape)
+        return value
