@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -40,6 +40,8 @@ class Pruning:
         output_dir: where everything is written.
         criterion, round_to, layers: see `tfprune.select`.
         max_failure_rate: a threshold has converged when at most this fraction of filters came back.
+        slots: `"reset"` zeroes the optimizer's slots (momentum and the like) of what is zeroed, so that they do not
+            bring filters back; `"keep"` leaves them, as the original did.
         log: called with one line at a time; None for silence.
 
     Attributes:
@@ -78,6 +80,7 @@ class Pruning:
         round_to: int = 4,
         layers: bool = False,
         max_failure_rate: float = 0.1,
+        slots: Literal["keep", "reset"] = "reset",
         log: Callable[[str], None] | None = print,
     ):
         if isinstance(model, str | os.PathLike):
@@ -89,7 +92,7 @@ class Pruning:
             raise CheckpointError("Pruning needs a model or a checkpoint (input_ckpt_path=)")
         self.model: keras.Model = model
         self.scope_names = [scope_names] if isinstance(scope_names, str) else list(scope_names)
-        self.criterion, self.round_to, self.layers = criterion, round_to, layers
+        self.criterion, self.round_to, self.layers, self.slots = criterion, round_to, layers, slots
         self.monitor = ConvergenceMonitor(max_failure_rate)
         self._log = log or (lambda line: None)
         self.output_dir = output_directory(output_dir)
@@ -192,7 +195,7 @@ class Pruning:
             self.pruning_filters_dict = {name: list(indices) for name, indices in self.plan.channels.items()}
         if self.plan is None:
             raise PlanError("choose filters first: get_pruning_filters()")
-        soft_prune(self.model, self.plan)
+        soft_prune(self.model, self.plan, slots=self.slots)
         directory = output_directory(self.output_dir / "Pruned_Dir")
         self.pruned_ckpt_path = save(self.model, directory / "model.keras")
         write_text(directory / "Pruned_Filters.txt", f"{self.plan}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -79,7 +79,7 @@ def _slot_key(path: str) -> str:
     return path.rpartition("/")[2].rpartition("_")[0]
 
 
-def soft_prune(model: keras.Model, plan: PruningPlan) -> None:
+def soft_prune(model: keras.Model, plan: PruningPlan, *, slots: Literal["keep", "reset"] = "keep") -> None:
     """Zero a plan in the model's weights, in place.
 
     Zeroed are the filters (kernel slices that write a channel) and their biases, BatchNormalization's gamma and beta,
@@ -88,6 +88,8 @@ def soft_prune(model: keras.Model, plan: PruningPlan) -> None:
     Args:
         model: the model the plan was made for, or one with the same layers.
         plan: from `tfprune.select`.
+        slots: what becomes of the slots (momentum and the like) of the model's optimizer, if it has one: `"keep"`
+            leaves them, and they move zeroed filters away from 0 again; `"reset"` zeroes the same slices there.
 
     Raises:
         PlanError: the plan was made for another model.
@@ -102,4 +104,7 @@ def soft_prune(model: keras.Model, plan: PruningPlan) -> None:
     Source: He et al., "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks" (arXiv:1808.06866);
     what is zeroed beside the filters follows Tensorflow_Model_Pruning.
     """
-    Zeroing(model, plan).apply()
+    zeroing = Zeroing(model, plan)
+    zeroing.apply()
+    if slots == "reset" and getattr(model, "optimizer", None) is not None:
+        zeroing.apply_to_slots(model.optimizer)

@@ -17,7 +17,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], widt
     >>> print(table("", ("a", "b"), [("x", 1)]).strip().splitlines()[-1].split())
     ['x', '1']
     """
-    drawn = Table(title=title or None, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
@@ -26,7 +26,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], widt
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     console.print(drawn, markup=False, highlight=False)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in printed.splitlines()).strip("\n")
+    lines = [title, *(line.rstrip() for line in printed.splitlines())]
+    return "\n".join(lines).strip("\n")
 
 
 def text(cell: Any) -> str:
