@@ -107,7 +107,8 @@ def random_inputs(model: keras.Model, samples: int = 2, seed: int = 0, size: int
 
 def run(model: keras.Model, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The outputs of `model` at inference, flat, in the order of `model.outputs`."""
-    packed = keras.tree.pack_sequence_as(model._inputs_struct, list(inputs))
+    functional = getattr(model, "_functional", None) or model  # a Sequential model keeps its graph inside
+    packed = keras.tree.pack_sequence_as(functional._inputs_struct, list(inputs))
     outputs = model(packed, training=False)
     return [keras.ops.convert_to_numpy(keras.ops.cast(y, _comparable(y.dtype))) for y in keras.tree.flatten(outputs)]
 
