@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGraph
-from tfprune.channels.ops import Affine, Combine, Contract, Facts, Map, Op
+from tfprune.channels.ops import Affine, Combine, Contract, Facts, Map, Op, Source
 from tfprune.channels.weights import Weight
 
 
@@ -53,6 +53,7 @@ def simplify(graph: ChannelGraph, facts: Facts) -> Simplified:
     for op in graph.ops:
         for value in op.inputs:
             readers[value].append(op)
+    arrays = {op.output for op in graph.ops if isinstance(op, Source)}
     replacements: dict[int, Replacement] = {}
     ops: dict[int, tuple[Op, ...]] = {}
     scales: dict[Weight, NDArray] = {}
@@ -61,7 +62,8 @@ def simplify(graph: ChannelGraph, facts: Facts) -> Simplified:
         if len(call.ops) != 1 or not isinstance(call.ops[0], Combine) or calls_of[id(call.origin)] > 1:
             continue
         op = call.ops[0]
-        if not facts.read[op.output].any():
+        # An array written into the model costs nothing, and no branch goes with it.
+        if not facts.read[op.output].any() or not arrays.isdisjoint(op.inputs):
             continue
         replacement = _replacement(op, graph, facts)
         if replacement is None:
@@ -121,8 +123,8 @@ def _vector(
         return None
     flat = np.broadcast_to(vector.reshape(-1), size)
     if scale is not None:
-        return Replacement(left) if (flat == 1).all() else Replacement(left, scale=flat, axis=vector.ndim - 1)
-    return Replacement(left, shift=flat, axis=vector.ndim - 1)
+        return Replacement(left) if (flat == 1).all() else Replacement(left, scale=flat, axis=len(graph.shapes[op.output]) - 1)
+    return Replacement(left, shift=flat, axis=len(graph.shapes[op.output]) - 1)
 
 
 def _foldable(

@@ -195,8 +195,9 @@ class _Rebuilder:
         operation = node.operation
         dtype = getattr(operation, "dtype_policy", None) or node.outputs[0].dtype
         return keras.layers.Rescaling(
-            scale=1.0 if replacement.scale is None else replacement.scale[left].tolist(),
-            offset=0.0 if replacement.shift is None else replacement.shift[left].tolist(),
+            # Lists would pass through float32.
+            scale=1.0 if replacement.scale is None else replacement.scale[left],
+            offset=0.0 if replacement.shift is None else replacement.shift[left],
             name=operation.name,
             dtype=dtype,
         )

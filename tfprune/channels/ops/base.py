@@ -95,6 +95,8 @@ class Narrowing:
             Violation: they are not the same everywhere along the other axes.
         """
         labels, kept, shape = self.labels[value], self.kept[value], self.shapes[value]
+        if not kept.size:
+            return np.zeros((0,) * len(axes), np.intp)
         if len(axes) == 1 and labels.size == labels.shape[axes[0]] == shape[axes[0]]:
             return kept.ravel()
         coordinates = np.unravel_index(kept, labels.shape)

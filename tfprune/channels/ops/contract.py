@@ -183,7 +183,8 @@ class Contract(Op):
         if self.groups > 1:
             target = self._narrow_groups(new, source, target)
         elif source.size == 0 and target.size:
-            raise Violation(slot.labels.ravel()[target], f"{self.layer} would have nothing left to read")
+            # One channel that it may read, so that it can write its constants.
+            raise Violation(new.labels[value].ravel()[:1], f"{self.layer} would have nothing left to read")
         elif not self._rectangular(target):
             raise Violation(slot.labels, f"{self.layer} would have heads of different sizes")
         new.fix(self.kernel, "read", source, new.labels[value])

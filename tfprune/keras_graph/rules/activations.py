@@ -33,7 +33,8 @@ def on_constants(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.nd
 
     def evaluate(constants: np.ndarray) -> np.ndarray:
         tensor = keras.ops.convert_to_tensor(constants, dtype="float64")
-        return np.asarray(keras.ops.convert_to_numpy(function(tensor)))
+        # A scalar in the expression may have been an array of shape (1, 1, 1).
+        return np.asarray(keras.ops.convert_to_numpy(function(tensor))).reshape(constants.shape)
 
     return evaluate
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import keras
 import numpy as np
 from keras import layers
+from numpy.typing import NDArray
 
 from tfprune.keras_graph.lowering import Lowering, register_rule
+from tfprune.keras_graph.rules.activations import on_constants
 
 
 @register_rule(layers.BatchNormalization)
@@ -48,18 +53,28 @@ def together(layer, lower: Lowering) -> int:
 @register_rule(layers.Rescaling)
 def rescaling(layer, lower: Lowering) -> int:
     x = lower.inputs[0]
-    scale, offset = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
-    if scale.ndim == offset.ndim == 0:
-        return lower.map(x, lambda constant: constant * scale + offset)
+    if np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
+        return lower.map(x, on_constants(layer.call))
     last = len(lower.shape(x)) - 1
-    y = lower.affine(x, axis=last, parameters=(), coefficients=lambda: (scale, offset))
+
+    def coefficients():
+        # As the layer casts them: lists pass through float32.
+        parts = (keras.ops.cast(part, layer.compute_dtype) for part in (layer.scale, layer.offset))
+        return tuple(np.asarray(keras.ops.convert_to_numpy(part), np.float64) for part in parts)
+
+    y = lower.affine(x, axis=last, parameters=(), coefficients=coefficients)
 
     def settings(new):
         left = new.positions(x, (last,))
-        return {
-            name: (vector[left] if vector.ndim else vector).tolist()
-            for name, vector in (("scale", scale), ("offset", offset))
-        }
+        return {name: _narrowed(getattr(layer, name), left) for name in ("scale", "offset")}
 
     lower.settings(settings)
     return y
+
+
+def _narrowed(vector: Any, left: NDArray) -> Any:
+    """What is left of a setting, in the form it has in a configuration: a list stays a list."""
+    array = np.asarray(vector)
+    if not array.ndim:
+        return vector
+    return keras.saving.serialize_keras_object(array[left] if isinstance(vector, np.ndarray) else array[left].tolist())

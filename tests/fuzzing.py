@@ -1,0 +1,68 @@
+"""What must hold of every model that is stripped, however it got its zeros."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from models import difference, parameters
+from random_models import Builder
+
+import tfprune
+from tfprune.errors import VerificationError
+
+LIMIT = 1e-12
+
+
+def snapshot(model: keras.Model) -> tuple:
+    """Weights and graph, to see whether anything has changed."""
+    nodes = [(layer.name, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in model._operations]
+    return [np.array(v) for v in model.weights], nodes
+
+
+def assert_untouched(model: keras.Model, before: tuple) -> None:
+    weights, nodes = snapshot(model)
+    assert nodes == before[1], "the model's graph has changed"
+    assert all(np.array_equal(a, b) for a, b in zip(weights, before[0], strict=True)), "the model's weights have changed"
+
+
+def check(builder: Builder, steps: int = 6) -> None:
+    """Build a model, zero something in it, and strip it."""
+    builder.outcome = {}
+    model = builder.model(steps)
+    kind = builder.pick("zeros", "plan", "plan and layers", "plan and zeros")
+    plan = None
+    if kind != "zeros":
+        amount = {"ratio": 0.25 * (1 + builder.draw(3))} if builder.pick(True, False) else {"threshold": 0.5}
+        plan = tfprune.select(
+            model,
+            builder.pick("l1", "l2", "redundancy"),
+            round_to=builder.pick(1, 4),
+            layers=kind == "plan and layers",
+            **amount,
+        )
+        builder.note(f"plan {dict(plan.channels)} {plan.layers}")
+        direct = tfprune.strip(model, plan, verify=False)
+        tfprune.soft_prune(model, plan)
+        assert difference(model, direct.model) <= LIMIT, "strip(model, plan) is not the soft-pruned model"
+    if kind in ("zeros", "plan and zeros"):
+        builder.zero(model)
+    before = snapshot(model)
+    try:
+        result = tfprune.strip(model, verify=False)
+    finally:
+        assert_untouched(model, before)
+    far = difference(model, result.model)
+    assert far <= LIMIT, f"stripped differs by {far:.2g}"
+    assert all(refusal.reason and refusal.layer and refusal.channels for refusal in result.refusals)
+    if kind == "plan and layers" or kind == "plan":
+        assert parameters(result.model) <= parameters(direct.model), "the weights prove less than the plan removes"
+    again = tfprune.strip(result.model, verify=False)
+    # With one group left, a grouped convolution is a plain one, whose filters can go one by one.
+    if not any("grouped depthwise x2" in step for step in builder.steps):
+        assert parameters(again.model) == parameters(result.model), "a second strip finds more"
+    assert difference(model, again.model) <= LIMIT
+    removed = parameters(model) - parameters(result.model)
+    builder.outcome = {kind: 1, "smaller": int(removed > 0), "refused": int(bool(result.refusals))}
+
+
+__all__ = ["LIMIT", "VerificationError", "assert_untouched", "check", "snapshot"]
