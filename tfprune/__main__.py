@@ -61,10 +61,26 @@ def _run(arguments: list[str]) -> int:
     if any(argument in ("--help", "-h", "-help") for argument in arguments[1:]):
         print(command.help())
         return 0
-    options = command.parse(arguments[1:])
-    # TensorFlow reads this once, when it is first imported: its start-up notes are no news to the user.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        options = command.parse(arguments[1:])
+    except UsageError as error:
+        raise UsageError(f"{error} (see tfprune {command.name} --help)") from error
+    _start_keras()
     return command.run(options) or 0
+
+
+def _start_keras() -> None:
+    """Import Keras without the start-up notes of its backend, which come from C++ and are no news to the user."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import keras  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _help(known: dict[str, Command]) -> str:

@@ -250,7 +250,7 @@ def _npz(path: Path) -> Dataset:
                     f"{str(path)!r} has no {' and no '.join(missing)}; it holds {', '.join(archive) or 'nothing'}, but "
                     f"{', '.join(_ARRAYS)} are needed"
                 )
-            arrays = [archive[array] for array in _ARRAYS]
+            x_train, y_train, x_test, y_test = (archive[array] for array in _ARRAYS)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
         raise DataError(
             f"{str(path)!r} cannot be read as an .npz file ({error}); write it again with numpy.savez"
@@ -259,7 +259,7 @@ def _npz(path: Path) -> Dataset:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{str(path)!r} is damaged ({type(error).__name__}: {error}); write it again") from error
-    return Dataset.of(*arrays, name=path.stem)
+    return Dataset.of(x_train, y_train, x_test, y_test, name=path.stem)
 
 
 def _images(array: Any, what: str, name: str) -> np.ndarray:
