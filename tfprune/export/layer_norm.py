@@ -70,7 +70,8 @@ def _match(graph: Any, last: Any) -> _LayerNorm | None:
             gamma, root = _with_constant(factor, ("Mul",))
             epsilon = _epsilon(graph, root, x, negative.inputs[0])
             width = (graph.get_shape(x) or [-1])[-1]
-            if epsilon is None or width < 1 or any(value is not None and value.size != width for value in (gamma, beta)):
+            wrong = [value for value in (gamma, beta) if value is not None and value.size != width]
+            if epsilon is None or width < 1 or wrong:
                 continue
             return _LayerNorm(x, _flat(gamma), _flat(beta), epsilon)
     return None

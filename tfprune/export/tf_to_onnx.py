@@ -79,11 +79,57 @@ def convert(traced: TracedGraph, options: Options) -> tuple[Any, set[str]]:
                         tensors_to_rename={tensor: tensor[:-2] for tensor in inputs + outputs},
                     )
             # Not catching errors also spares a deep copy of the whole graph for each pass.
-            converted = optimizer.optimize_graph(converted, catch_errors=False)
+            converted = optimizer.optimize_graph(converted, catch_errors=False, optimizers=_passes())
             return converted.make_model("tfprune"), open_weights
         except Exception as error:
             details = "; ".join(dict.fromkeys([f"{type(error).__name__}: {error}", *said]))
             raise ExportError(f"tf2onnx cannot convert the model: {details}") from error
+
+
+def _passes() -> dict[str, Any]:
+    """tf2onnx's passes, with one that finds its next Transpose without starting over, and moves it past GELU.
+
+    Its own goes back to the first node of the graph after every single step, which is most of a conversion's time.
+    """
+    from tf2onnx import optimizer
+    from tf2onnx.optimizer import transpose_optimizer
+
+    class TransposeOptimizer(transpose_optimizer.TransposeOptimizer):
+        def _initialize_handlers(self) -> None:
+            super()._initialize_handlers()
+            # Both forms of GELU have one of these, between convolutions.
+            self._handler_map |= {"Div": self._by_one_number, "Pow": self._by_one_number}
+
+        def _by_one_number(self, transpose: Any, node: Any) -> bool:
+            number = node.inputs[1]
+            single = number.is_const() and number.get_tensor_value(as_list=False).size == 1
+            return single and self._switch_transpose_and_node(node, transpose)
+
+        def _optimize_at_current_graph_level(self, graph: Any) -> Any:
+            self._g = graph
+            self.pre_optimize_action()
+            while self._sweep(graph):
+                self.graph_been_opt = True
+            self.merge_duplicated_transposes()
+            self.post_optimize_action()
+            return self._g
+
+        def _sweep(self, graph: Any) -> bool:
+            """Push each Transpose as far as it goes; whether any moved."""
+            moved = False
+            for node in [node for node in self.nodes if transpose_optimizer.is_transpose(node)]:
+                # A step may remove the node, or make it another one of the same name.
+                while graph.get_node_by_name(node.name) is node:
+                    if transpose_optimizer.is_useless_transpose(node):
+                        self._remove_useless_tranpose(node)
+                    elif not self._handle_nhwc_tranpose(node):
+                        # It also says no after dealing one Transpose out to several readers; those are for next time.
+                        moved = moved or graph.get_node_by_name(node.name) is not node
+                        break
+                    moved = True
+            return moved
+
+    return {**optimizer._get_optimizers(), "optimize_transpose": TransposeOptimizer}
 
 
 def _open_weights(traced: TracedGraph) -> set[str]:

@@ -132,16 +132,34 @@ def _outputs_only(graph_def: Any, renamed: dict[str, str], inputs: tuple[str, ..
         for index, reference in enumerate(node.input):
             node.input[index] = _renamed_reference(reference, names)
         node.attr.pop("_class", None)
-    needed = tf.compat.v1.graph_util.extract_sub_graph(graph_def, list(outputs))
     by_name = {node.name: node for node in graph_def.node}
-    first = [by_name[name] for name in inputs]
-    ends = set(inputs) | set(outputs)
+    needed, waiting = set(), list(outputs)
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting.extend(reference.lstrip("^").partition(":")[0] for reference in by_name[name].input)
     result = tf.compat.v1.GraphDef(versions=graph_def.versions)
-    result.library.CopyFrom(needed.library)
-    result.node.extend(first)
-    result.node.extend(node for node in needed.node if node.name not in ends)
+    result.library.CopyFrom(_used_functions(graph_def))
+    result.node.extend(by_name[name] for name in inputs)
+    result.node.extend(by_name[name] for name in by_name if name in needed.difference(inputs, outputs))
     result.node.extend(by_name[name] for name in outputs)
     return result
+
+
+def _used_functions(graph_def: Any) -> Any:
+    """The functions (bodies of loops) that nodes name, and those that these name in turn."""
+    functions = {function.signature.name: function for function in graph_def.library.function}
+    used: set[str] = set()
+    waiting = list(graph_def.node)
+    while waiting:
+        for attribute in waiting.pop().attr.values():
+            names = {attribute.func.name, *(function.name for function in attribute.list.func)} & functions.keys()
+            waiting.extend(node for name in names - used for node in functions[name].node_def)
+            used |= names
+    library = type(graph_def.library)()
+    library.function.extend(functions[name] for name in functions if name in used)
+    return library
 
 
 def _renamed_reference(reference: str, names: dict[str, str]) -> str:
