@@ -12,7 +12,7 @@ from tfprune.keras_graph.rules.activations import on_constants
 from tfprune.keras_graph.rules.reshaping import target
 
 _UNARY = (
-    "Absolute Abs Arctan Arcsinh Cbrt Ceil Clip Copy Cos Cosh Exp Exp2 Expm1 Floor Log1p NanToNum Negative Reciprocal "
+    "Absolute Arctan Arcsinh Cbrt Ceil Clip Copy Cos Cosh Exp Exp2 Expm1 Floor Log1p NanToNum Negative Reciprocal "
     "Rint Round Rsqrt Sign Sin Sinh Sqrt Square Tan Tanh Trunc Relu Relu6 Sigmoid SparseSigmoid Softplus Softsign "
     "SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink "
     "HardTanh HardShrink Threshold Log Log2 Log10 Erf Cast"
@@ -98,7 +98,7 @@ def reshape(operation, lower: Lowering):
     return y
 
 
-@register_operation("ExpandDims", "Squeeze", "Ravel")
+@register_operation("ExpandDims", "Squeeze")
 def same_positions(operation, lower: Lowering):
     axes = getattr(operation, "axis", None)
     if axes is None or 0 in np.atleast_1d(axes):
