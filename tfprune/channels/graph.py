@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tfprune.channels.labels import Indices, Labels, Shape
 from tfprune.channels.ops import Contract, Narrowing, Op, Opaque
 from tfprune.channels.weights import Slot, Weight
+from tfprune.tables import table
 
 
 @dataclass(eq=False)
@@ -293,13 +294,29 @@ class ChannelGraph:
         )
 
     def __str__(self) -> str:
-        from tfprune.channels.printing import graph_table
-
-        return graph_table(self)
+        rows = [
+            (group.name, group.width, listed(group.writers), listed(group.readers), group.reason or "prunable")
+            for group in self.groups
+        ]
+        prunable = sum(group.prunable for group in self.groups)
+        title = f"{self.name}: {len(rows)} channel groups, {prunable} prunable"
+        parts = [table(title, ("group", "width", "written by", "read by", ""), rows)]
+        parts += [f"opaque: {op.reason}" for op in self.opaque]
+        return "\n".join(parts)
 
     def __repr__(self) -> str:
         prunable = sum(group.prunable for group in self.groups)
         return f"<ChannelGraph of {self.name}: {len(self.calls)} calls, {len(self.groups)} groups, {prunable} prunable>"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more there are.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def needed_values(calls: Iterable[Call], outputs: Sequence[int], boundaries: Sequence[Boundary]) -> set[int]:

@@ -10,10 +10,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tfprune.channels.graph import ChannelGraph
+from tfprune.channels.graph import ChannelGraph, listed
 from tfprune.channels.ops import Affine, Contract
 from tfprune.channels.weights import Slot, Weight
 from tfprune.errors import PlanError, Refusal
+from tfprune.tables import table
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,7 @@ class PruningPlan:
                 "groups": {name: list(indices) for name, indices in self.channels.items()},
                 "widths": {group.name: group.width for group in self.graph.groups if group.name in self.channels},
                 "layers": list(self.layers),
-            },
-            indent=2,
+            }
         )
 
     @classmethod
@@ -177,6 +177,15 @@ class PruningPlan:
         return cls.from_groups(graph, groups, layers, data.get("request", ""))
 
     def __str__(self) -> str:
-        from tfprune.channels.printing import plan_table
-
-        return plan_table(self)
+        rows = []
+        for group in self.graph.groups:
+            gone = self.channels.get(group.name, ())
+            if gone:
+                shown = listed([str(index) for index in gone], most=8)
+                rows.append((group.name, group.width, group.width - len(gone), shown))
+        title = f"{self.graph.name}: {self.pruned} channels go" + (f" ({self.request})" if self.request else "")
+        parts = [table(title, ("group", "width", "left", "channels that go"), rows)] if rows else []
+        parts = parts or [f"{title}: nothing is pruned"]
+        parts += [f"{layer}: zeroed whole" for layer in self.layers]
+        parts += [str(refusal) for refusal in self.refusals]
+        return "\n".join(parts)

@@ -258,36 +258,41 @@ class Reshape(Rearrange):
 def reshape_blocks(old: Shape, new: Shape) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
     """Split a reshape into the finest blocks of axes that hold the same positions.
 
+    Axes of unknown size, and what lies between them, are one block.
+
     >>> reshape_blocks((7, 7, 64), (7, 7, 8, 8))
     (((0,), (0,)), ((1,), (1,)), ((2,), (2, 3)))
-    >>> reshape_blocks((7, 7, 64), (49, 64))
-    (((0, 1), (0,)), ((2,), (1,)))
+    >>> reshape_blocks((None, None, 64), (None, 8, 8))
+    (((0, 1), (0,)), ((2,), (1, 2)))
     """
+    front = _blocks(old, new)
+    i, j = sum(len(a) for a, _ in front), sum(len(b) for _, b in front)
+    back = _blocks(old[i:][::-1], new[j:][::-1])
+    k, m = len(old) - sum(len(a) for a, _ in back), len(new) - sum(len(b) for _, b in back)
+    middle = [(tuple(range(i, k)), tuple(range(j, m)))] if k > i or m > j else []
+    mirrored = [
+        (tuple(len(old) - 1 - axis for axis in a[::-1]), tuple(len(new) - 1 - axis for axis in b[::-1]))
+        for a, b in back[::-1]
+    ]
+    return (*front, *middle, *mirrored)
+
+
+def _blocks(old: Shape, new: Shape) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The blocks from the front, as far as all sizes are known."""
     blocks: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
-        inputs, outputs = _Side(old, i), _Side(new, j)
-        inputs.take()
-        outputs.take()
-        while (inputs.size, inputs.unknown) != (outputs.size, outputs.unknown):
-            behind = inputs if (inputs.size, inputs.unknown) < (outputs.size, outputs.unknown) else outputs
-            if not behind.take() and not (outputs if behind is inputs else inputs).take():
-                break
-        blocks.append((tuple(range(i, inputs.end)), tuple(range(j, outputs.end))))
-        i, j = inputs.end, outputs.end
-    return tuple(blocks)
-
-
-class _Side:
-    """The axes of one shape that are in the block so far: how many positions, and whether any axis is unknown."""
-
-    def __init__(self, shape: Shape, start: int):
-        self.shape, self.end, self.size, self.unknown = shape, start, 1, False
-
-    def take(self) -> bool:
-        """Take one more axis, if there is one."""
-        if self.end == len(self.shape):
-            return False
-        axis = self.shape[self.end]
-        self.size, self.unknown, self.end = self.size * (axis or 1), self.unknown or axis is None, self.end + 1
-        return True
+        ends, sizes = [i, j], [1, 1]
+        while ends == [i, j] or sizes[0] != sizes[1]:
+            behind = 0 if ends[0] == i or (sizes[0] < sizes[1] and ends[1] > j) else 1
+            shape = (old, new)[behind]
+            if ends[behind] == len(shape):
+                behind = 1 - behind
+                shape = (old, new)[behind]
+            if ends[behind] == len(shape) or shape[ends[behind]] is None:
+                return blocks
+            sizes[behind] *= shape[ends[behind]] or 1
+            ends[behind] += 1
+        blocks.append((tuple(range(i, ends[0])), tuple(range(j, ends[1]))))
+        i, j = ends
+    return blocks
