@@ -9,7 +9,7 @@ What tf2onnx 1.17 gets wrong with Keras 3 and TensorFlow 2.21, and where it is d
 | grouped and some depthwise convolutions (#2099, #2412) | StatefulPartitionedCall | `trace._functions_inlined` |
 | a deep copy of the graph, weights and all, for each pass (#1562) | memory runs out | `trace`, `_open_weights` |
 | exact GELU's Erfc (#2347, #2463) | an invalid file, no exception | `_erfc` |
-| a scalar added after a convolution (a like failure: #1729) | all Transposes stay | `_scalars_to_vectors` |
+| a scalar added after a convolution (a like failure: #1729) | all Transposes stay | `_passes` |
 | LayerNormalization in eleven nodes | slow files | `layer_norm` |
 | Dense on more than two axes as tf.tensordot | a dozen nodes of shape arithmetic | `_without_tensordot` |
 | passes that fail are skipped with a log line | slow or wrong files | `convert`: errors are not caught |
@@ -21,8 +21,9 @@ What tf2onnx 1.17 gets wrong with Keras 3 and TensorFlow 2.21, and where it is d
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def convert(traced: TracedGraph, options: Options) -> tuple[Any, set[str]]:
                 with tf.Graph().as_default():
                     tf.import_graph_def(graph_def, name="")
                     graph_def = tf_loader.tf_optimize(inputs, outputs, graph_def)
-                graph_def = _without_tensordot(_scalars_to_vectors(graph_def))
+                graph_def = _without_tensordot(graph_def)
                 with tf.Graph().as_default() as graph:
                     tf.import_graph_def(graph_def, name="")
                     converted = tfonnx.process_tf_graph(
@@ -87,9 +88,12 @@ def convert(traced: TracedGraph, options: Options) -> tuple[Any, set[str]]:
 
 
 def _passes() -> dict[str, Any]:
-    """tf2onnx's passes, with one that finds its next Transpose without starting over, and moves it past GELU.
+    """tf2onnx's passes, with another way for Transposes.
 
-    Its own goes back to the first node of the graph after every single step, which is most of a conversion's time.
+    Its own goes back to the first node of the graph after every single step, which is most of a conversion's time. It
+    takes a number added behind a convolution for a bias and asks for the largest of its dimensions; a scalar (the 3
+    in hard-swish) has none, so the pass dies, is skipped, and every Transpose stays. And it stops at what GELU
+    divides by or raises to.
     """
     from tf2onnx import optimizer
     from tf2onnx.optimizer import transpose_optimizer
@@ -97,13 +101,15 @@ def _passes() -> dict[str, Any]:
     class TransposeOptimizer(transpose_optimizer.TransposeOptimizer):
         def _initialize_handlers(self) -> None:
             super()._initialize_handlers()
-            # Both forms of GELU have one of these, between convolutions.
-            self._handler_map |= {"Div": self._by_one_number, "Pow": self._by_one_number}
+            for kind in ("Add", "Sub", "Div", "Pow"):
+                self._handler_map[kind] = functools.partial(self._number, self._handler_map.get(kind))
 
-        def _by_one_number(self, transpose: Any, node: Any) -> bool:
-            number = node.inputs[1]
-            single = number.is_const() and number.get_tensor_value(as_list=False).size == 1
-            return single and self._switch_transpose_and_node(node, transpose)
+        def _number(self, otherwise: Callable[[Any, Any], bool] | None, transpose: Any, node: Any) -> bool:
+            """One number as an operand is the same in every layout."""
+            constants = [operand for operand in node.inputs if operand.is_const()]
+            if len(constants) == 1 and np.size(constants[0].get_tensor_value(as_list=False)) == 1:
+                return self._switch_transpose_and_node(node, transpose)
+            return otherwise is not None and otherwise(transpose, node)
 
         def _optimize_at_current_graph_level(self, graph: Any) -> Any:
             self._g = graph
@@ -152,33 +158,6 @@ def _open_weights(traced: TracedGraph) -> set[str]:
         return all(harmless(node, position) for node, position in readers.get(name, ()))
 
     return {name for name, variable in traced.weights.items() if len(variable.shape) >= 2 and only_moved(name)}
-
-
-def _scalars_to_vectors(graph_def: Any) -> Any:
-    """Give scalar constants that are added to something the shape (1,).
-
-    The transpose pass takes an addend behind a convolution for a bias and asks for the largest of its dimensions,
-    which a scalar (the 3 in hard-swish) does not have; it dies, is skipped, and every Transpose stays.
-    """
-    import tensorflow as tf
-
-    with tf.Graph().as_default() as graph:
-        tf.import_graph_def(graph_def, name="")
-    safe = {}
-    for op in graph.get_operations():
-        if op.type == "Const" and op.outputs[0].shape.rank == 0 and op.outputs[0].dtype.is_floating:
-            readers = op.outputs[0].consumers()
-            safe[op.name] = bool(readers) and all(_adds_to_a_tensor(reader) for reader in readers)
-    for node in graph_def.node:
-        if safe.get(node.name):
-            value = tf.make_ndarray(node.attr["value"].tensor).reshape(1)
-            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
-            node.attr.pop("_output_shapes", None)
-    return graph_def
-
-
-def _adds_to_a_tensor(op: Any) -> bool:
-    return op.type in ("Add", "AddV2") and any((tensor.shape.rank or 0) > 0 for tensor in op.inputs)
 
 
 def _without_tensordot(graph_def: Any) -> Any:
