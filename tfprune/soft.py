@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfprune.channels.plan import PruningPlan
-from tfprune.channels.weights import Weight
+from tfprune.channels.weights import Slot, Weight
 from tfprune.errors import PlanError
 from tfprune.keras_graph.trace import trace
 
@@ -42,14 +42,13 @@ class Zeroing:
     def __init__(self, model: keras.Model, plan: PruningPlan):
         variables = variables_of(model, plan)
         self.masks = [
-            (variables[weight], slot.split, slot.mask(~gone))
-            for weight, slots in plan.zeros_of.items()
-            for slot, gone in slots
+            (variables[weight], *mask) for weight, slots in plan.zeros_of.items() for mask in _joined(weight, slots)
         ]
+        self._tensors = [keras.ops.convert_to_tensor(mask) for _, _, mask in self.masks]
 
     def apply(self) -> None:
         """Zero the plan's slices of the weights."""
-        for variable, split, mask in self.masks:
+        for (variable, split, _), mask in zip(self.masks, self._tensors, strict=True):
             _zero(variable, split, mask)
 
     def apply_to_slots(self, optimizer: Any) -> None:
@@ -57,17 +56,27 @@ class Zeroing:
         by_path: dict[str, list[Any]] = {}
         for slot in optimizer.variables:
             by_path.setdefault(_slot_key(slot.path), []).append(slot)
-        for variable, split, mask in self.masks:
+        for (variable, split, _), mask in zip(self.masks, self._tensors, strict=True):
             for slot in by_path.get(_variable_key(variable.path), ()):
                 if tuple(slot.shape) == tuple(variable.shape):
                     _zero(slot, split, mask)
 
 
-def _zero(variable: Any, split: tuple[int, ...], mask: np.ndarray) -> None:
-    ops = keras.ops
-    value = ops.reshape(variable.value, split)
-    kept = ops.where(ops.convert_to_tensor(mask), value, ops.zeros((), dtype=value.dtype))
-    variable.assign(ops.reshape(kept, tuple(variable.shape)))
+def _joined(weight: Weight, slots: list[tuple[Slot, np.ndarray]]) -> list[tuple[tuple[int, ...], np.ndarray]]:
+    """(split, mask) of a weight: one mask for all slots that see the weight in the same shape."""
+    masks: dict[tuple[int, ...], np.ndarray] = {}
+    for slot, gone in slots:
+        mask = slot.mask(~gone)
+        masks[slot.split] = masks[slot.split] & mask if slot.split in masks else mask
+    return list(masks.items())
+
+
+def _zero(variable: Any, split: tuple[int, ...], mask: Any) -> None:
+    shape, value = tuple(variable.shape), variable.value
+    if split == shape:
+        variable.assign(keras.ops.where(mask, value, 0))
+    else:
+        variable.assign(keras.ops.reshape(keras.ops.where(mask, keras.ops.reshape(value, split), 0), shape))
 
 
 def _variable_key(path: str) -> str:
