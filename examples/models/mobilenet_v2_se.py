@@ -3,7 +3,7 @@
 The sample of Tensorflow_Model_Pruning in Keras: at width 0.5 its 16 inverted residual blocks have the same inner
 widths (48, 96x5, 192x4, 288x3, 480x3). Its scopes are prefixes of layer names here: `expanded_conv_3_` holds
 `expanded_conv_3_expand`, `expanded_conv_3_depthwise` and `expanded_conv_3_project`; `SE1` holds `SE1_reduce` and
-`SE1_expand`. It strides later than for 224x224, so that the last feature map is 4x4.
+`SE1_expand`. It strides less than for 224x224: the last feature map of 32x32 images is 4x4.
 
     python -m tfprune cost --model=examples.models.mobilenet_v2_se:mobilenet_v2_se
 
@@ -14,7 +14,7 @@ import keras
 from keras import layers
 
 # Inner width over input width, output channels at width 1, blocks, stride of the first block.
-STAGES = ((6, 24, 2, 2), (6, 32, 3, 1), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STAGES = ((6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 1), (6, 320, 1, 1))
 SQUEEZED_AFTER = {6: "SE1", 13: "SE2"}  # SE3 follows the last convolution
 SCOPES = ["SE1", "SE2", "SE3", *(f"expanded_conv_{block}_" for block in range(1, 17))]
 
@@ -29,7 +29,7 @@ def mobilenet_v2_se(input_shape=(32, 32, 3), classes=10, width=0.5):
     """
     image = keras.Input(input_shape, name="image")
     x = layers.Rescaling(2.0, offset=-1.0, name="rescaling")(image)
-    x = _conv(x, _wide(32, width), 3, "Conv")
+    x = _conv(x, _wide(32, width), 3, "Conv", stride=2)
     x = _inverted_residual(x, 1, _wide(16, width), 1, "expanded_conv_0")
     block = 1
     for expansion, filters, count, stride in STAGES:
@@ -52,8 +52,8 @@ def _wide(filters, width):
     return rounded + 8 if rounded < 0.9 * filters * width else rounded
 
 
-def _conv(x, filters, kernel, name, activation=True):
-    x = layers.Conv2D(filters, kernel, padding="same", use_bias=False, name=name)(x)
+def _conv(x, filters, kernel, name, stride=1, activation=True):
+    x = layers.Conv2D(filters, kernel, stride, padding="same", use_bias=False, name=name)(x)
     x = layers.BatchNormalization(momentum=0.9, name=f"{name}_BN")(x)
     return layers.ReLU(6.0, name=f"{name}_relu")(x) if activation else x
 

@@ -1,0 +1,261 @@
+"""Pictures of a run: widths, failure rates, filter weights and blocks, before and after.
+
+Every function draws to a file, whose suffix (.png, .svg, .pdf) is the format, and returns its path.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import matplotlib
+
+from tfprune.channels.graph import Call, ChannelGraph
+from tfprune.errors import PlanError
+from tfprune.files import atomic_path
+from tfprune.keras_graph.trace import trace
+
+matplotlib.use("Agg")  # to a file, also where there is no screen
+
+import numpy as np
+from matplotlib import colors
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+_BEFORE, _AFTER, _INK = "#b8c4d6", "#2f6db5", "#24292f"
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> Path:
+    with atomic_path(path) as scratch:
+        figure.savefig(scratch, dpi=140, bbox_inches="tight", facecolor="white")
+    return Path(path)
+
+
+def _layer(model: keras.Model, name: str) -> keras.layers.Layer | None:
+    for part in name.split("/"):
+        found = [layer for layer in model.layers if layer.name == part]
+        if not found:
+            return None
+        model = found[0]
+    return found[0]
+
+
+def _width(layer: keras.layers.Layer | None) -> int:
+    """Channels that a layer writes; 0 if it is gone."""
+    if layer is None:
+        return 0
+    return int(layer.output.shape[-1] if keras.config.image_data_format() == "channels_last" else layer.output.shape[1])
+
+
+def widths(before: keras.Model, after: keras.Model, path: str | os.PathLike) -> Path:
+    """The width of every layer that writes a channel group, before and after.
+
+    Args:
+        before: the model that was stripped.
+        after: what it became.
+        path: of the picture.
+    """
+    names = list(dict.fromkeys(name for group in trace(before).groups if group.prunable for name in group.writers))
+    old = [_width(_layer(before, name)) for name in names]
+    new = [_width(_layer(after, name)) for name in names]
+    figure = Figure(figsize=(8, 1.2 + 0.24 * len(names)))
+    axes = figure.subplots()
+    places = np.arange(len(names))
+    axes.barh(places, old, color=_BEFORE, height=0.8, label="before")
+    axes.barh(places, new, color=_AFTER, height=0.45, label="after")
+    for place, (was, now) in enumerate(zip(old, new, strict=True)):
+        axes.text(was, place, f" {was} → {now}" if was != now else f" {was}", va="center", fontsize=8, color=_INK)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.15 * max(old, default=1))
+    axes.set_xlabel("channels")
+    axes.set_title(f"{before.name}: widths before and after", fontsize=11)
+    axes.legend(loc="lower right", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def failure_rates(table: str | os.PathLike, path: str | os.PathLike) -> Path:
+    """Failure rate over the epochs, with the thresholds of the ladder.
+
+    Args:
+        table: the CSV that a `ConvergenceMonitor` wrote, an entry an epoch.
+        path: of the picture.
+
+    Raises:
+        PlanError: the table holds no totals.
+    """
+    with open(table, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["layer"] == "total"]
+    if not rows:
+        raise PlanError(
+            f"{os.fspath(table)!r} holds no failure rates; give the CSV that ConvergenceMonitor.to_csv wrote"
+        )
+    rates = [100 * float(row["rate"]) for row in rows]
+    figure = Figure(figsize=(8, 3.6))
+    axes = figure.subplots()
+    epochs = np.arange(1, len(rows) + 1)
+    axes.plot(epochs, rates, color=_AFTER, marker="o", markersize=4, linewidth=1.5)
+    starts = [i for i, row in enumerate(rows) if i == 0 or row["threshold"] != rows[i - 1]["threshold"]]
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(rows)], strict=True)):
+        axes.axvspan(start + 0.5, end + 0.5, color=_BEFORE, alpha=0.35 if number % 2 == 0 else 0.12, linewidth=0)
+        label = f"threshold {rows[start]['threshold']}\n{int(rows[start]['pruned']):,} zeroed"
+        axes.text((start + end) / 2 + 0.5, 108, label, ha="center", va="bottom", fontsize=8, color=_INK)
+    axes.axhline(10, color=_INK, linewidth=0.8, linestyle=":")
+    axes.set_xlim(0.5, len(rows) + 0.5)
+    axes.set_ylim(-3, 105)
+    axes.set_xticks(epochs if len(epochs) <= 30 else epochs[:: len(epochs) // 15])
+    axes.set_xlabel("epochs after the first zeroing")
+    axes.set_ylabel("zeroed filters that came back, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def filters(models: dict[str, keras.Model], layers: Sequence[str], path: str | os.PathLike) -> Path:
+    """Filter weights as heat maps: a column a layer, a row a model, a line of pixels a filter.
+
+    Args:
+        models: title -> model, such as soft-pruned and stripped.
+        layers: names of convolutions.
+        path: of the picture.
+
+    Raises:
+        PlanError: a layer is in none of the models, or has no kernel.
+    """
+    kernels = {(title, name): _filters(model, name) for title, model in models.items() for name in layers}
+    for name in layers:
+        if all(kernels[title, name] is None for title in models):
+            raise PlanError(
+                f"no model has a convolution called {name!r}; their layers are listed by print(trace(model))"
+            )
+    figure = Figure(figsize=(3.2 * len(layers) + 1, 3.6 * len(models)), layout="constrained")
+    grid = figure.subplots(len(models), len(layers), squeeze=False)
+    for column, name in enumerate(layers):
+        present = [k for title in models if (k := kernels[title, name]) is not None]
+        limit = float(np.quantile(np.abs(present[0]), 0.99)) or 1.0
+        rows = max(len(k) for k in present)
+        for row, title in enumerate(models):
+            axes, kernel = grid[row, column], kernels[title, name]
+            axes.set_xticks([])
+            axes.tick_params(labelsize=7)
+            if kernel is None:
+                axes.set_axis_off()
+                axes.text(0.5, 0.5, "removed", ha="center")
+                continue
+            # Zero is drawn in grey: a zeroed filter must not look like a small one.
+            shown = np.ma.masked_equal(kernel, 0.0)
+            palette = matplotlib.colormaps["RdBu_r"].copy()
+            palette.set_bad("#d0d0d0")
+            image = axes.imshow(
+                shown,
+                aspect="auto",
+                interpolation="nearest",
+                cmap=palette,
+                norm=colors.TwoSlopeNorm(0, -limit, limit),
+            )
+            axes.set_ylim(rows - 0.5, -0.5)  # the same height a filter in both rows
+            zero = int((kernel == 0).all(axis=1).sum())
+            axes.set_title(f"{name}\n{title}: {len(kernel)} filters, {zero} zero", fontsize=8)
+            axes.set_ylabel("filter", fontsize=8) if column == 0 else None
+            figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=6)
+    return _save(figure, path)
+
+
+def _filters(model: keras.Model, name: str) -> np.ndarray | None:
+    """(filters, weights of one), or None if the layer is gone."""
+    layer = _layer(model, name)
+    kernel = getattr(layer, "kernel", None)
+    if layer is None or kernel is None:
+        return None
+    array = keras.ops.convert_to_numpy(kernel)
+    if "Depthwise" in type(layer).__name__:
+        return array.reshape(-1, array.shape[-2] * array.shape[-1]).T
+    return array.reshape(-1, array.shape[-1]).T
+
+
+def block(before: keras.Model, after: keras.Model, scope: str, path: str | os.PathLike) -> Path:
+    """The layers of one block as a diagram, with their widths and parameters, before and after.
+
+    Args:
+        before: the model that was stripped.
+        after: what it became.
+        scope: what the names of the block's layers begin with, such as `expanded_conv_3_` or `SE1`.
+        path: of the picture.
+
+    Raises:
+        PlanError: no layer's name begins so.
+    """
+    figure = Figure(figsize=(9, 1), layout="constrained")
+    panels = figure.subplots(1, 2)
+    graphs = (trace(before), trace(after))
+    rows = _rows(graphs[0], scope)
+    if not rows:
+        raise PlanError(f"no layer of {before.name!r} is called {scope!r}...; tfprune inspect lists the layers")
+    figure.set_size_inches(9, 0.9 + 0.78 * (max(rows.values()) + 1))
+    for axes, title, model, graph in zip(panels, ("before", "after"), (before, after), graphs, strict=True):
+        _draw_block(axes, model, graph, scope, rows)
+        axes.set_title(f"{scope.rstrip('_')} {title}", fontsize=11)
+    return _save(figure, path)
+
+
+def _calls(graph: ChannelGraph, scope: str) -> list[Call]:
+    """The block's layers; a BatchNormalization and an activation are told with the convolution before them."""
+    return [call for call in graph.calls if call.layer.startswith(scope)]
+
+
+def _rows(graph: ChannelGraph, scope: str) -> dict[str, int]:
+    """layer -> its row: one more than the lowest of those that it reads."""
+    row_of_value: dict[int, int] = {}
+    rows: dict[str, int] = {}
+    for call in _calls(graph, scope):
+        inside = [row_of_value[value] for value in call.inputs if value in row_of_value]
+        rows[call.layer] = max(inside, default=0) + 1
+        row_of_value.update(dict.fromkeys(call.outputs, rows[call.layer]))
+    return rows
+
+
+def _draw_block(axes: Axes, model: keras.Model, graph: ChannelGraph, scope: str, rows: dict[str, int]) -> None:
+    last = max(rows.values())
+    axes.set_xlim(-1.5, 1.9)
+    axes.set_ylim(last + 0.6, -0.6)
+    axes.set_axis_off()
+    calls = _calls(graph, scope)
+    place: dict[int, float] = {}
+    outside: list[tuple[float, str]] = []
+    for call in calls:
+        row = rows.get(call.layer, last)
+        layer = _layer(model, call.layer)
+        shape = "x".join(str(size) for size in graph.shapes[call.outputs[0]][1:] if size is not None)
+        count = layer.count_params() if layer is not None else 0
+        label = f"{call.layer[len(scope) :].strip('_') or call.layer} · {call.kind}"
+        detail = shape + (f" · {count:,} parameters" if count else "")
+        colour = _AFTER if count and hasattr(layer, "kernel") else _BEFORE
+        axes.add_patch(
+            FancyBboxPatch(
+                (-1, row - 0.26), 2, 0.52, boxstyle="round,pad=0.02", facecolor=colour, alpha=0.3, linewidth=0
+            )
+        )
+        axes.text(0, row - 0.1, label, ha="center", va="center", fontsize=8, color=_INK)
+        axes.text(0, row + 0.12, detail, ha="center", va="center", fontsize=7, color=_INK)
+        for value in call.inputs:
+            if value not in place:
+                outside.append((row, "x".join(str(s) for s in graph.shapes[value][1:] if s is not None)))
+                place[value] = 0.0
+            _arrow(axes, place[value], row)
+        place.update(dict.fromkeys(call.outputs, row))
+    if outside:
+        axes.text(0, -0.1, f"input · {outside[0][1]}", ha="center", va="center", fontsize=8, color=_INK)
+
+
+def _arrow(axes: Axes, start: float, end: float) -> None:
+    """Straight down to the next row; around the boxes where it skips one."""
+    style = {"arrowstyle": "-|>", "color": _INK, "linewidth": 0.9}
+    if end - start <= 1:
+        axes.annotate("", (0, end - 0.28), (0, start + (0.28 if start else 0.05)), arrowprops=style)
+    else:
+        axes.plot([1.02 if start else 0.4, 1.5, 1.5], [start, start, end], color=_INK, linewidth=0.9)
+        axes.annotate("", (1.02, end), (1.5, end), arrowprops=style)
