@@ -60,7 +60,8 @@ def arrays_for(model: keras.Model, samples: int = 2, seed: int = 1, size: int = 
 def outputs(model: keras.Model, arrays: list[np.ndarray] | None = None) -> list[np.ndarray]:
     """All outputs at inference, flat, as float64."""
     given = arrays_for(model) if arrays is None else arrays
-    packed = keras.tree.pack_sequence_as(model._inputs_struct, list(given))
+    functional = model._functional if isinstance(model, keras.Sequential) else model
+    packed = keras.tree.pack_sequence_as(functional._inputs_struct, list(given))
     return [np.asarray(y, np.float64) for y in keras.tree.flatten(model(packed, training=False))]
 
 

@@ -17,7 +17,7 @@ from tfprune.channels.plan import PruningPlan
 from tfprune.channels.simplify import Replacement, simplify
 from tfprune.cost import Cost, compare_table, cost
 from tfprune.errors import Refusal
-from tfprune.keras_graph.rebuild import rebuild
+from tfprune.keras_graph.rebuild import copied, rebuild
 from tfprune.keras_graph.trace import trace
 from tfprune.soft import soft_prune
 from tfprune.verify import Verification
@@ -194,8 +194,7 @@ def _removed_layers(before: ChannelGraph, after: ChannelGraph) -> tuple[str, ...
 
 def _soft_pruned(model: keras.Model, plan: PruningPlan) -> keras.Model:
     """A copy of the model with the plan zeroed."""
-    reference = keras.models.clone_model(model)
-    reference.set_weights(model.get_weights())
+    reference = copied(model)
     soft_prune(reference, plan)
     return reference
 

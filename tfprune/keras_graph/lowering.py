@@ -269,9 +269,13 @@ class Lowering:
         return out
 
     def constant(self, array: NDArray) -> int:
-        """An array written into the model; it may lose positions wherever it has more than one."""
+        """An array written into the model; it may lose positions along the last axis where it has more than one.
+
+        A map of shape (H, W, 1) or (H, W, C) is no channels along H and W; a vector (C, 1, 1) is channels.
+        """
         out = self._new_value(array.shape)
-        axes = tuple(axis for axis in range(array.ndim) if array.shape[axis] > 1)
+        wide = [axis for axis in range(array.ndim) if array.shape[axis] > 1]
+        axes = tuple(wide[-1:]) if len(wide) == 1 or array.shape[-1] > 1 else ()
         self.ops.append(Source(self.layer, (), (out,), axes, np.asarray(array)))
         return out
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.saving import serialization_lib
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import Boundary, Call, ChannelGraph
@@ -20,6 +21,7 @@ from tfprune.channels.ops import Contract, Facts, Narrowing
 from tfprune.channels.simplify import Replacement
 from tfprune.channels.take import bias_shifts, slots_by_weight, take
 from tfprune.channels.weights import Weight
+from tfprune.errors import TraceError
 from tfprune.keras_graph.trace import functional_of, nodes_of
 
 
@@ -143,12 +145,12 @@ class _Rebuilder:
         arrays = [self._array(variable) for variable in layer.weights]
         names = [variable.name for variable in layer.weights]
         named = dict(zip(names, arrays, strict=True))
-        config = layer.get_config()
+        config = configuration(layer)
         bias = self._new_bias(layer)
         if bias is not None:
             config["use_bias"], named["bias"] = True, bias
         config.update({name: value for name, value in settings.items() if name in config})
-        result = type(layer).from_config(config)
+        result = made(layer, config)
         if not names:
             return result, lambda: None
         if max(Counter(names).values()) > 1:
@@ -201,6 +203,45 @@ class _Rebuilder:
             name=operation.name,
             dtype=dtype,
         )
+
+
+def configuration(layer: keras.layers.Layer) -> dict[str, Any]:
+    """The layer's configuration; Python functions in it are the functions themselves, which need not be registered."""
+    config = layer.get_config()
+    for name, value in config.items():
+        if isinstance(value, dict) and value.get("class_name") == "function" and callable(getattr(layer, name, None)):
+            config[name] = getattr(layer, name)
+    return config
+
+
+def made(layer: keras.layers.Layer, config: dict[str, Any]) -> Any:
+    """A new layer of the same class.
+
+    Raises:
+        TraceError: it cannot be made from its configuration.
+    """
+    try:
+        # What is in memory already may hold Python code.
+        with serialization_lib.SafeModeScope(False):
+            return type(layer).from_config(config)
+    except Exception as error:
+        raise TraceError(
+            f"{layer.name}, a {type(layer).__name__}, cannot be made again from its get_config(), which the stripped model "
+            f"needs: {error}"
+        ) from error
+
+
+def copied(model: keras.Model) -> keras.Model:
+    """A model with layers and weights of its own."""
+    result = keras.models.clone_model(
+        model, clone_function=lambda layer: made(layer, configuration(layer)), recursive=_has_models(model)
+    )
+    result.set_weights(model.get_weights())
+    return result
+
+
+def _has_models(model: keras.Model) -> bool:
+    return any(isinstance(layer, keras.Model) for layer in model.layers)
 
 
 def _give(layer: Any, arrays: dict[str, NDArray], old: Any) -> Callable[[], None]:

@@ -29,7 +29,8 @@ class Source(Op):
     def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
         shape = shapes[self.output]
         if not self.axes:
-            labels.of[self.output] = labels.protected_value(len(shape), "it is an input of the model")
+            reason = "it is an input of the model" if self.array is None else f"an array in {self.layer} spans it"
+            labels.of[self.output] = labels.protected_value(len(shape), reason)
             return
         sizes = [shape[axis] if axis in self.axes else 1 for axis in range(len(shape))]
         labels.of[self.output] = labels.fresh(math.prod(s or 1 for s in sizes)).reshape(sizes)
