@@ -85,6 +85,8 @@ def test_hard_filters_are_held_at_zero_by_every_step_and_constraints_are_given_b
     assert seen == [8] * 8
     assert model.get_layer("second").kernel.constraint is own
     assert model.get_layer("first").kernel.constraint is None
+    model.fit(x, y, epochs=1, batch_size=8, verbose=0)
+    assert zero_filters(model) == 0, "momentum moves them once nobody holds them"
 
 
 def test_hard_plans_only_grow():

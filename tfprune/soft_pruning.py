@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from tfprune.channels.graph import ChannelGraph
-from tfprune.channels.plan import PruningPlan
+from tfprune.channels.plan import PruningPlan, zeroable
 from tfprune.criteria import Criterion
 from tfprune.errors import PlanError
 from tfprune.keras_graph.trace import trace
@@ -118,7 +118,7 @@ class SoftPruning(keras.callbacks.Callback):
         self._schedule = as_schedule(self.values, self._rung(), self.kind)  # type: ignore[arg-type]
         self._step, self._skipped, self._epoch = 0, 0, 0
         self._zeroing: Zeroing | None = None
-        self._masks = _Masks()
+        self._masks = _Masks(self.model, self._graph) if self.mode == "hard" else None
         self._epoch_done = True
         self.plan = None
         if self.begin == 0:
@@ -148,7 +148,8 @@ class SoftPruning(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         if self._zeroing is not None:
             self._zeroing.apply()
-        self._masks.release()
+        if self._masks is not None:
+            self._masks.release()
         if self.tensorboard is not None:
             self.monitor.to_tensorboard(self.tensorboard)
 
@@ -225,8 +226,8 @@ class SoftPruning(keras.callbacks.Callback):
         self._zeroing.apply()
         if self.slots == "reset" and getattr(self.model, "optimizer", None) is not None:
             self._zeroing.apply_to_slots(self.model.optimizer)
-        if self.mode == "hard" and self._masks.hold(self._zeroing):
-            self.model.make_train_function(force=True)
+        if self._masks is not None:
+            self._masks.hold(self._zeroing)
 
     def _synchronize(self) -> None:
         """On JAX the weights live in the training loop during an epoch; have them written back."""
@@ -236,45 +237,51 @@ class SoftPruning(keras.callbacks.Callback):
 
 
 class _Masks:
-    """Constraints that hold masked weights at 0 inside the compiled training step."""
+    """Constraints that hold masked weights at 0 inside the compiled training step.
 
-    def __init__(self) -> None:
-        self._held: dict[int, tuple[Any, Any, list[tuple[tuple[int, ...], Any]]]] = {}
+    A mask is a Keras variable, so that a new plan needs no new compilation; JAX alone bakes its value in.
+    """
 
-    def hold(self, zeroing: Zeroing) -> bool:
-        """Put the masks on the variables. Whether the training step has to be compiled anew."""
-        changed = False
-        masks: dict[int, tuple[Any, list]] = {}
-        for variable, split, mask in zeroing.masks:
-            masks.setdefault(id(variable), (variable, []))[1].append((split, mask))
-        for key, (variable, parts) in masks.items():
-            _, before, old = self._held.get(key, (variable, variable.constraint, []))
-            if len(old) == len(parts) and all(np.array_equal(a[1], b[1]) for a, b in zip(old, parts, strict=True)):
-                continue
-            changed = True
-            self._held[key] = (variable, before, parts)
-            variable.constraint = _Masked(before, parts)
-        return changed
+    def __init__(self, model: keras.Model, graph: ChannelGraph):
+        self.model = model
+        self._held: dict[int, tuple[Any, Any, dict[tuple[int, ...], Any]]] = {}
+        for slot in zeroable(graph):
+            variable = graph.variables[slot.weight]
+            _, before, masks = self._held.setdefault(id(variable), (variable, variable.constraint, {}))
+            shape = np.broadcast_shapes(
+                slot.mask(np.ones(slot.labels.size, bool)).shape, masks[slot.split].shape if slot.split in masks else ()
+            )
+            masks[slot.split] = keras.Variable(np.ones(shape, bool), dtype="bool", trainable=False)
+            variable.constraint = _Masked(before, masks)
+        model.make_train_function(force=True)
+
+    def hold(self, zeroing: Zeroing) -> None:
+        """Hold what `zeroing` zeroes, and nothing else."""
+        wanted = {(id(variable), split): mask for variable, split, mask in zeroing.masks}
+        for key, (_, _, masks) in self._held.items():
+            for split, mask in masks.items():
+                mask.assign(np.broadcast_to(wanted.get((key, split), True), mask.shape))
+        if keras.backend.backend() == "jax":
+            self.model.make_train_function(force=True)
 
     def release(self) -> None:
-        """Give the variables their own constraints back."""
+        """Give the variables their own constraints back; the next training compiles its step without the masks."""
         for variable, before, _ in self._held.values():
             variable.constraint = before
         self._held.clear()
+        self.model.train_function = None
 
 
 class _Masked(keras.constraints.Constraint):
     """The variable's own constraint, then zeros where the masks say so."""
 
-    def __init__(self, inner: Any, parts: list[tuple[tuple[int, ...], Any]]):
-        self.inner, self.parts = inner, parts
+    def __init__(self, inner: Any, masks: dict[tuple[int, ...], Any]):
+        self.inner, self.masks = inner, masks
 
     def __call__(self, weight: Any) -> Any:
         ops = keras.ops
-        if self.inner is not None:
-            weight = self.inner(weight)
-        value = ops.convert_to_tensor(weight)
-        for split, mask in self.parts:
-            rows = ops.reshape(value, split)
-            value = ops.reshape(ops.where(ops.convert_to_tensor(mask), rows, ops.zeros_like(rows)), weight.shape)
+        value = ops.convert_to_tensor(weight if self.inner is None else self.inner(weight))
+        shape = tuple(weight.shape)
+        for split, mask in self.masks.items():
+            value = ops.reshape(ops.where(mask, ops.reshape(value, split), 0), shape)
         return value

@@ -17,6 +17,11 @@ from tfprune.errors import PlanError, Refusal
 from tfprune.tables import table
 
 
+def zeroable(graph: ChannelGraph) -> list[Slot]:
+    """Where channels live in weights that soft pruning zeroes: all but statistics and slopes."""
+    return [slot for slot in graph.labels.slots.values() if not slot.role.startswith(("statistic", "slope"))]
+
+
 @dataclass(frozen=True)
 class PruningPlan:
     """Which channels of a graph go, and which whole layers are zeroed.
@@ -61,9 +66,7 @@ class PruningPlan:
         is 0.
         """
         whole = self._whole_weights()
-        for slot in self.graph.labels.slots.values():
-            if slot.role.startswith(("statistic", "slope")):
-                continue
+        for slot in zeroable(self.graph):
             gone = self.gone[self.graph.channel_of[slot.labels.ravel()]]
             if slot.weight in whole and slot.role != "read":
                 gone = np.ones_like(gone)
