@@ -65,9 +65,7 @@ def main(_):
         model.fit(x, y, FLAGS.batch_size, FLAGS.epochs + 1, verbose=0, callbacks=[watch, callback])
         epochs = np.diff([mark for mark, _ in marks])[1:]
         inside = np.diff([seconds for _, seconds in marks])[1:]
-        rows.append(
-            (mode, float(np.median(epochs)), float(np.median(inside)), f"{np.median(inside / epochs):.2%}")
-        )
+        rows.append((mode, float(np.median(epochs)), float(np.median(inside)), f"{np.median(inside / epochs):.2%}"))
     print(table(f"{FLAGS.samples:,} images an epoch", ("mode", "epoch s", "callback s", "share"), rows))
 
 

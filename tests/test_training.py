@@ -156,9 +156,7 @@ def test_ratio_zero_changes_nothing():
     one, other = network(), network()
     x, y = data()
     one.fit(x, y, epochs=2, batch_size=8, verbose=0, shuffle=False)
-    other.fit(
-        x, y, epochs=2, batch_size=8, verbose=0, shuffle=False, callbacks=[tfprune.SoftPruning("l2", ratio=0.0)]
-    )
+    other.fit(x, y, epochs=2, batch_size=8, verbose=0, shuffle=False, callbacks=[tfprune.SoftPruning("l2", ratio=0.0)])
     for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 

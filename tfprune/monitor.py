@@ -61,7 +61,12 @@ class FailureReport:
 
 
 def failures(
-    model: keras.Model, plan: PruningPlan, *, epoch: int = -1, threshold: float | None = None, tolerance: float = TOLERANCE
+    model: keras.Model,
+    plan: PruningPlan,
+    *,
+    epoch: int = -1,
+    threshold: float | None = None,
+    tolerance: float = TOLERANCE,
 ) -> FailureReport:
     """Look at the plan's filters in the model's weights now.
 

@@ -386,7 +386,9 @@ class Pruning:
         return self.stripped
 
     def export(
-        self, directory: str | os.PathLike | None = None, formats: Sequence[str] = ("keras", "saved_model", "pb", "onnx")
+        self,
+        directory: str | os.PathLike | None = None,
+        formats: Sequence[str] = ("keras", "saved_model", "pb", "onnx"),
     ) -> Any:
         """Export the stripped model (it is stripped first if it was not); see `tfprune.export`."""
         result = self.stripped or self.strip()

@@ -131,7 +131,7 @@ def _redundancies(score: Criterion, weights: GroupWeights) -> NDArray:
     group = weights.group
     if scores.shape != (group.width,):
         raise PlanError(
-            f"the criterion must give {group.width} scores for group {group.name!r}; an array of shape {scores.shape} came"
+            f"the criterion must give {group.width} scores for group {group.name!r}; the shape {scores.shape} came"
         )
     if not np.isfinite(scores).all():
         raise PlanError(f"the criterion gives scores for group {group.name!r} that are not finite; are its weights?")

@@ -165,8 +165,8 @@ class SoftPruning(keras.callbacks.Callback):
         steps = self.params.get("steps")
         if steps is None:
             raise PlanError(
-                f"a sequence over steps needs to know how many there are, and fit does not; "
-                f"give steps_per_epoch to fit, every='epoch', or a schedule such as tfprune.schedules.Ladder"
+                "a sequence over steps needs to know how many there are, and fit does not; "
+                "give steps_per_epoch to fit, every='epoch', or a schedule such as tfprune.schedules.Ladder"
             )
         return max(1, (epochs * int(steps) - self.begin) // len(self.values))
 
@@ -217,7 +217,8 @@ class SoftPruning(keras.callbacks.Callback):
 
     def _choose(self, progress: int) -> None:
         self._current = self._value(progress)
-        plan = select(self._graph, **{self.kind: self._current}, **self.options)
+        amount: dict[str, Any] = {self.kind: self._current}
+        plan = select(self._graph, **amount, **self.options)
         if self.mode == "hard" and self.plan is not None:
             layers = tuple(dict.fromkeys((*self.plan.layers, *plan.layers)))
             plan = replace(plan, gone=plan.gone | self.plan.gone, layers=layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import keras
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from tfprune.channels.facts import prove, reasons, removable
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.narrow import narrow
-from tfprune.channels.ops import Facts
+from tfprune.channels.ops import Contract, Facts
 from tfprune.channels.plan import PruningPlan
 from tfprune.channels.simplify import Replacement, simplify
+from tfprune.channels.weights import Weight
 from tfprune.cost import Cost, compare_table, cost
 from tfprune.errors import Refusal
 from tfprune.keras_graph.rebuild import copied, rebuild
@@ -132,19 +134,9 @@ def strip(
     )
 
 
-def _simplified(
-    graph: ChannelGraph, plan: PruningPlan | None
-) -> tuple[ChannelGraph, Facts, dict[int, Replacement]]:
+def _simplified(graph: ChannelGraph, plan: PruningPlan | None) -> tuple[ChannelGraph, Facts, dict[int, Replacement]]:
     """The graph without sums and products that have a constant side, its facts, and what those became."""
-    weight = graph.weight
-    if plan is not None:
-        keyed = {own.key: own for own in plan.zeros_of}
-        plan.onto(graph)
-
-        def weight(which):  # type: ignore[misc]
-            array = graph.weight(which)
-            return plan.zeroed(keyed[which.key], array) if which.key in keyed else array
-
+    weight = graph.weight if plan is None else _as_planned(graph, plan)
     facts = prove(graph, weight)
     replacements: dict[int, Replacement] = {}
     while plan is None or plan.layers:
@@ -157,10 +149,22 @@ def _simplified(
     return graph, facts, replacements
 
 
+def _as_planned(graph: ChannelGraph, plan: PruningPlan) -> Callable[[Weight], NDArray]:
+    """The weights as they are once the plan's slices are zeroed."""
+    plan.onto(graph)
+    own = {weight.key: weight for weight in plan.zeros_of}
+
+    def weight(which: Weight) -> NDArray:
+        array = graph.weight(which)
+        return plan.zeroed(own[which.key], array) if which.key in own else array
+
+    return weight
+
+
 def _asked(graph: ChannelGraph, facts: Facts) -> NDArray[np.bool_]:
     """channel -> whether some layer's filter for it is all zeros, so that a user would expect it to go."""
     result = np.zeros(graph.channels, bool)
-    tables = {op.kernel: op.table(facts) for op in graph.ops if hasattr(op, "table")}
+    tables = {op.kernel: op.table(facts) for op in graph.ops if isinstance(op, Contract)}
     for slot in graph.labels.slots.values():
         if slot.role == "write":
             dead = ~tables[slot.weight].any(axis=1).ravel()
