@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import textwrap
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ class Flag:
         if self.kind == "integer":
             return flags.IntegerParser(lower_bound=_whole(self.low), upper_bound=_whole(self.high))
         if self.kind == "number":
-            return flags.FloatParser(lower_bound=self.low, upper_bound=self.high)
+            return _Number(lower_bound=self.low, upper_bound=self.high)
         if self.kind == "choice":
             return flags.EnumParser(self.value.split("|"))
         if self.kind == "list":
@@ -65,12 +66,22 @@ class Flag:
         return f"--[no]{self.name}" if self.kind == "boolean" else f"--{self.name}={self.value}"
 
 
+class _Number(flags.FloatParser):
+    """A number, and not "nan", which is in every range."""
+
+    def convert(self, argument: Any) -> float:
+        number = super().convert(argument)
+        if math.isnan(number):
+            raise ValueError(f"{argument!r} is not a number")
+        return number
+
+
 class _Numbers(flags.ArgumentParser):
     """0.8,0.7,0.5 as a tuple of floats."""
 
     def __init__(self, low: float | None, high: float | None) -> None:
         super().__init__()
-        self._one = flags.FloatParser(lower_bound=low, upper_bound=high)
+        self._one = _Number(lower_bound=low, upper_bound=high)
 
     def parse(self, argument: Any) -> tuple[float, ...]:
         parts = argument.split(",") if isinstance(argument, str) else argument
@@ -98,6 +109,7 @@ class Command:
         example: a command line that works.
         flags: in the order that help lists them.
         run: does it; imports what is heavy inside.
+        check: raises `UsageError` for what no single flag can say, before anything heavy is imported.
     """
 
     name: str
@@ -106,6 +118,7 @@ class Command:
     example: str
     flags: tuple[Flag, ...]
     run: Callable[[SimpleNamespace], int | None]
+    check: Callable[[SimpleNamespace], None] = lambda options: None
 
     def parse(self, arguments: Sequence[str]) -> SimpleNamespace:
         """The values of all flags.
@@ -128,7 +141,9 @@ class Command:
         missing = [flag for flag in self.flags if flag.required and values[flag.name].value is None]
         if missing:
             raise UsageError(f"{' and '.join(flag.usage for flag in missing)} must be given")
-        return SimpleNamespace(**{flag.name: values[flag.name].value for flag in self.flags})
+        options = SimpleNamespace(**{flag.name: values[flag.name].value for flag in self.flags})
+        self.check(options)
+        return options
 
     def help(self) -> str:
         """What `tfprune NAME --help` prints."""

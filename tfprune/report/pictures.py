@@ -12,19 +12,16 @@ from pathlib import Path
 
 import keras
 import matplotlib
-
-from tfprune.channels.graph import Call, ChannelGraph
-from tfprune.errors import PlanError
-from tfprune.files import atomic_path
-from tfprune.keras_graph.trace import trace
-
-matplotlib.use("Agg")  # to a file, also where there is no screen
-
 import numpy as np
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+
+from tfprune.channels.graph import Call, ChannelGraph
+from tfprune.errors import PlanError
+from tfprune.files import atomic_path
+from tfprune.keras_graph.trace import trace
 
 _BEFORE, _AFTER, _INK = "#b8c4d6", "#2f6db5", "#24292f"
 
@@ -59,7 +56,9 @@ def widths(before: keras.Model, after: keras.Model, path: str | os.PathLike) -> 
         after: what it became.
         path: of the picture.
     """
-    names = list(dict.fromkeys(name for group in trace(before).groups if group.prunable for name in group.writers))
+    graph = trace(before)
+    writers = {name for group in graph.groups if group.prunable for name in group.writers}
+    names = list(dict.fromkeys(call.layer for call in graph.calls if call.layer in writers))
     old = [_width(_layer(before, name)) for name in names]
     new = [_width(_layer(after, name)) for name in names]
     figure = Figure(figsize=(8, 1.2 + 0.24 * len(names)))
@@ -203,7 +202,6 @@ def block(before: keras.Model, after: keras.Model, scope: str, path: str | os.Pa
 
 
 def _calls(graph: ChannelGraph, scope: str) -> list[Call]:
-    """The block's layers; a BatchNormalization and an activation are told with the convolution before them."""
     return [call for call in graph.calls if call.layer.startswith(scope)]
 
 
@@ -229,7 +227,7 @@ def _draw_block(axes: Axes, model: keras.Model, graph: ChannelGraph, scope: str,
     for call in calls:
         row = rows.get(call.layer, last)
         layer = _layer(model, call.layer)
-        shape = "x".join(str(size) for size in graph.shapes[call.outputs[0]][1:] if size is not None)
+        shape = _shape(graph, call.outputs[0])
         count = layer.count_params() if layer is not None else 0
         label = f"{call.layer[len(scope) :].strip('_') or call.layer} · {call.kind}"
         detail = shape + (f" · {count:,} parameters" if count else "")
@@ -243,12 +241,16 @@ def _draw_block(axes: Axes, model: keras.Model, graph: ChannelGraph, scope: str,
         axes.text(0, row + 0.12, detail, ha="center", va="center", fontsize=7, color=_INK)
         for value in call.inputs:
             if value not in place:
-                outside.append((row, "x".join(str(s) for s in graph.shapes[value][1:] if s is not None)))
+                outside.append((row, _shape(graph, value)))
                 place[value] = 0.0
             _arrow(axes, place[value], row)
         place.update(dict.fromkeys(call.outputs, row))
     if outside:
         axes.text(0, -0.1, f"input · {outside[0][1]}", ha="center", va="center", fontsize=8, color=_INK)
+
+
+def _shape(graph: ChannelGraph, value: int) -> str:
+    return "x".join("?" if size is None else str(size) for size in graph.shapes[value])
 
 
 def _arrow(axes: Axes, start: float, end: float) -> None:

@@ -10,9 +10,12 @@ from tfprune.cli.command import Command, Flag, UsageError
 from tfprune.errors import CheckpointError
 
 
-def _run(options: SimpleNamespace) -> None:
+def _check(options: SimpleNamespace) -> None:
     if not options.output.endswith(".keras"):
         raise UsageError(f"flag --output={options.output}: the stripped model is a .keras file; end its name so")
+
+
+def _run(options: SimpleNamespace) -> None:
     import tfprune
     from tfprune.files import atomic_path, output_directory
 
@@ -58,4 +61,5 @@ COMMAND = Command(
         Flag("seed", "Of the random inputs.", "N", 0, "integer", low=0),
     ),
     run=_run,
+    check=_check,
 )

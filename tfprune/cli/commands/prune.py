@@ -1,0 +1,236 @@
+"""Train, soft-prune, strip, export: the whole road."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tfprune.cli import models, progress
+from tfprune.cli.command import Command, Flag, UsageError
+from tfprune.cli.commands.export import FORMATS, OPSET
+from tfprune.errors import DataError, TfpruneError
+
+
+def _run(options: SimpleNamespace) -> None:
+    import keras
+
+    import tfprune
+    from tfprune import data
+    from tfprune.files import atomic_path, output_directory
+    from tfprune.report.stages import RunReport, measure
+
+    output = output_directory(options.output_dir)
+    keras.utils.set_random_seed(options.seed)
+    dataset = data.from_function(options.data) if options.data else data.load(options.dataset or "digits")
+    dataset = dataset.head(options.train_samples, options.test_samples)
+    print(dataset)
+    model = models.load(options.model, dataset.shape, dataset.classes)
+    dataset.check_model(model)
+    _check_scopes_and_formats(model, options)
+    _compile(model, options.learning_rate)
+
+    if options.train_epochs:
+        _fit(model, dataset, options, "training", options.train_epochs)
+    with atomic_path(output / "before.keras") as path:
+        model.save(path)
+    before = measure("before", model, dataset.x_test, dataset.y_test, _onnx(model, output / "before", options))
+    print(f"accuracy before pruning: {before.accuracy:.2%}")
+
+    if options.ratio is None:
+        model, result = _over_thresholds(model, dataset, options, output)
+    else:
+        model, result = _to_ratio(model, dataset, options, output)
+    with atomic_path(output / "soft_pruned.keras") as path:
+        model.save(path)
+    soft = measure("soft-pruned", model, dataset.x_test, dataset.y_test)
+    exported = tfprune.export(result.model, output / "stripped", options.formats, name="model", opset=options.opset)
+    onnx = exported["onnx"].path if "onnx" in options.formats else None
+    stripped = measure("stripped", result.model, dataset.x_test, dataset.y_test, onnx)
+
+    print(f"{result}\n\n{exported}\n")
+    title = f"{model.name} on {dataset.name}"
+    report = RunReport(title, (before, soft, stripped), vars(options), [str(row.path) for row in exported])
+    print(f"{report}\nwrote {report.to_json(output / 'results.json')}")
+
+
+def _check(options: SimpleNamespace) -> None:
+    """What no single flag can say."""
+    if options.data and options.dataset:
+        raise UsageError("give either --dataset or --data, not both")
+    if options.ratio is not None and options.thresholds is not None:
+        raise UsageError("give either --thresholds or --ratio, not both")
+    if options.ratio is None and options.thresholds is None:
+        options.thresholds = (0.8, 0.7, 0.6, 0.55, 0.5)
+
+
+def _check_scopes_and_formats(model: Any, options: SimpleNamespace) -> None:
+    """Find mistakes before the training, not after it."""
+    import tfprune
+    from tfprune.export.registry import find
+
+    for name in options.formats:
+        find(name)
+    amount = {"ratio": options.ratio} if options.ratio is not None else {"threshold": options.thresholds[0]}
+    tfprune.select(model, options.criterion, scopes=options.scopes, round_to=options.round_to, **amount)
+
+
+def _compile(model: Any, learning_rate: float) -> None:
+    import keras
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not _gives_probabilities(model))
+    model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
+
+
+def _gives_probabilities(model: Any) -> bool:
+    import keras
+
+    last = model.outputs[0]._keras_history.operation
+    if isinstance(last, keras.Model):
+        return _gives_probabilities(last)
+    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+
+
+def _fit(model: Any, dataset: Any, options: SimpleNamespace, title: str, epochs: int, *callbacks: Any) -> None:
+    with progress.training(title, epochs) as shown:
+        try:
+            model.fit(
+                dataset.x_train,
+                dataset.y_train,
+                options.batch_size,
+                epochs,
+                verbose=0,
+                callbacks=[*callbacks, shown],
+            )
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{model.name!r} could not be trained on {dataset.name}: {error}") from error
+
+
+def _onnx(model: Any, directory: Path, options: SimpleNamespace) -> Path | None:
+    """The model before pruning as .onnx, to compare sizes and times; None if .onnx is not wanted."""
+    import tfprune
+
+    if "onnx" not in options.formats:
+        return None
+    return tfprune.export(model, directory, ("onnx",), name="model", opset=options.opset)["onnx"].path
+
+
+def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output: Path) -> tuple[Any, Any]:
+    import tfprune
+
+    def train(model: Any, directory: Path) -> None:
+        _fit(model, dataset, options, directory.name, options.epochs)
+
+    pruning = tfprune.Pruning(
+        model,
+        options.scopes or "",
+        output,
+        criterion=options.criterion,
+        round_to=options.round_to,
+        layers=options.layers,
+        slots=options.slots or "reset",
+    )
+    pruning.run(train, options.thresholds, options.max_failure_rate, options.max_retries)
+    print(pruning.monitor)
+    result = pruning.strip()
+    return pruning.model, result
+
+
+def _to_ratio(model: Any, dataset: Any, options: SimpleNamespace, output: Path) -> tuple[Any, Any]:
+    import tfprune
+
+    pruning = tfprune.SoftPruning(
+        options.criterion,
+        ratio=options.ratio,
+        scopes=options.scopes,
+        round_to=options.round_to,
+        layers=options.layers,
+        slots=options.slots or "keep",
+        max_failure_rate=options.max_failure_rate,
+        csv=output / "failure_rates.csv",
+    )
+    _fit(model, dataset, options, "soft pruning", options.epochs, pruning)
+    if not pruning.plan:
+        raise TfpruneError(
+            f"ratio {options.ratio} rounded to {options.round_to} prunes no channel of {model.name!r}; give a larger "
+            f"--ratio or a smaller --round_to"
+        )
+    print(pruning.monitor)
+    return model, tfprune.strip(model)
+
+
+COMMAND = Command(
+    name="prune",
+    summary="train, soft-prune over thresholds or to a ratio, strip, export, and report before and after",
+    description=(
+        "Trains the model (Adam, cross-entropy), zeroes redundant channels and trains on, threshold after threshold, "
+        "until few enough come back; strips what is zero, exports the result and compares accuracy, parameters, MACs, "
+        "file size and latency with the model before. For a training loop of your own use tfprune.Pruning or "
+        "tfprune.SoftPruning from Python."
+    ),
+    example=(
+        "tfprune prune --model=MobileNetV2 --dataset=cifar10.npz --train_epochs=20 --output_dir=runs/cifar10\n"
+        "tfprune prune --model=my_models:small --dataset=digits --ratio=0.5 --epochs=10 --output_dir=runs/digits"
+    ),
+    flags=(
+        models.MODEL,
+        Flag(
+            "dataset",
+            "digits (offline), cifar10, fashion_mnist or mnist (downloaded), or an .npz file with the arrays x_train, "
+            "y_train, x_test and y_test. Without --data: digits.",
+            "digits|cifar10|fashion_mnist|mnist|PATH.npz",
+        ),
+        Flag("data", "A function that returns (x_train, y_train), (x_test, y_test).", "module:function"),
+        Flag("output_dir", "Where everything goes; created if need be.", "DIR", required=True),
+        Flag("train_samples", "Use only the first so many training samples.", "N", kind="integer", low=1),
+        Flag("test_samples", "Use only the first so many test samples.", "N", kind="integer", low=1),
+        Flag("train_epochs", "Epochs before pruning; 0 for a model that is trained.", "N", 10, "integer", low=0),
+        Flag("epochs", "Epochs at each threshold and retry, or in all for --ratio.", "N", 3, "integer", low=1),
+        Flag("batch_size", "Samples a step.", "N", 64, "integer", low=1),
+        Flag("learning_rate", "Of Adam.", "RATE", 1e-3, "number", low=0),
+        Flag(
+            "thresholds",
+            "Prune channels more redundant than these, one after the other. Without --ratio: 0.8,0.7,0.6,0.55,0.5.",
+            "LIST",
+            kind="numbers",
+            low=0,
+            high=1,
+        ),
+        Flag(
+            "ratio", "Prune this fraction of every group's channels instead.", "FRACTION", kind="number", low=0, high=1
+        ),
+        Flag(
+            "max_failure_rate",
+            "Go on to the next threshold when at most this fraction of what was zeroed came back.",
+            "FRACTION",
+            0.1,
+            "number",
+            low=0,
+            high=1,
+        ),
+        Flag("max_retries", "How often the same channels are zeroed again.", "N", 3, "integer", low=0),
+        Flag("criterion", "redundancy, redundancy_legacy, l1 or l2.", "NAME", "redundancy"),
+        Flag(
+            "scopes",
+            "Prune only layers whose names begin so or match such patterns: block_3_,SE*.",
+            "LIST",
+            None,
+            "list",
+        ),
+        Flag("round_to", "The number of channels pruned in a group is a multiple of this.", "N", 4, "integer", low=1),
+        Flag("layers", "Also prune whole convolutions that the model can live without.", kind="boolean", default=False),
+        Flag(
+            "slots",
+            "The optimizer's momentum of what is zeroed: keep it, and channels can come back, or reset it. By default "
+            "reset for thresholds, keep for a ratio.",
+            "keep|reset",
+            None,
+            "choice",
+        ),
+        FORMATS,
+        OPSET,
+        Flag("seed", "Of initial weights and the order of samples.", "N", 0, "integer", low=0),
+    ),
+    run=_run,
+    check=_check,
+)
