@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-from models import difference, parameters
+from models import difference, numbers, outputs, parameters
 from random_models import Builder, flat_layers
 
 import tfprune
@@ -16,7 +16,7 @@ LIMIT = 1e-12
 def snapshot(model: keras.Model) -> tuple:
     """Weights and graph, to see whether anything has changed."""
     nodes = [(layer.name, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in model._operations]
-    return [np.array(v) for v in model.weights], nodes
+    return [numbers(v) for v in model.weights], nodes
 
 
 def assert_untouched(model: keras.Model, before: tuple) -> None:
@@ -29,6 +29,9 @@ def check(builder: Builder, steps: int = 6) -> None:
     """Build a model, zero something in it, and strip it."""
     builder.outcome = {}
     model = builder.model(steps)
+    if not all(np.isfinite(y).all() and np.abs(y).max() < 1e100 for y in outputs(model)):
+        builder.outcome = {"overflow": 1}
+        return
     kind = builder.pick("zeros", "plan", "plan and layers", "plan and zeros")
     plan = None
     if kind != "zeros":

@@ -84,15 +84,20 @@ def assert_same(model: keras.Model, other: keras.Model, spread: float = 1e-3) ->
     assert difference(model, other) <= limit
 
 
+def numbers(variable) -> np.ndarray:
+    """A copy of a variable's array."""
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
 def zero_filters(layer: keras.layers.Layer, indices, *, bias: bool = True, side: str = "write") -> None:
     """Zero some filters (or, with `side="read"`, kernel slices that read a channel) of a plain Conv or Dense."""
-    kernel = np.array(layer.kernel)
+    kernel = numbers(layer.kernel)
     if side == "read":
         kernel[..., indices, :] = 0
     else:
         kernel[..., indices] = 0
         if bias and layer.use_bias:
-            values = np.array(layer.bias)
+            values = numbers(layer.bias)
             values[indices] = 0
             layer.bias.assign(values)
     layer.kernel.assign(kernel)
@@ -102,7 +107,7 @@ def zero_normalization(layer: keras.layers.BatchNormalization, indices) -> None:
     """Zero gamma and beta of some channels."""
     for variable in (layer.gamma, layer.beta):
         if variable is not None:
-            values = np.array(variable)
+            values = numbers(variable)
             values[indices] = 0
             variable.assign(values)
 

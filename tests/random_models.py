@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops
-from models import shaken
+from models import numbers, shaken
 
 Draw = Callable[[int], int]
 ACTIVATIONS = ("relu", "linear", "sigmoid", "softplus", "relu6", "hard_sigmoid", "tanh", "silu", "elu", "exponential")
@@ -281,7 +281,7 @@ class Builder:
             layer = weighted[self.draw(len(weighted))]
             kind = self.pick("filters", "filters and bias", "whole", "inputs", "kernel", "single weights")
             for variable in layer.trainable_variables:
-                array = np.array(variable)
+                array = numbers(variable)
                 self._zero(array, variable, kind)
                 variable.assign(array)
             self.note(f"zero {kind} of {layer.name}")
@@ -310,7 +310,7 @@ class Builder:
         for layer in flat_layers(model):
             if isinstance(layer, layers.BatchNormalization):
                 for variable in layer.trainable_variables:
-                    array = np.array(variable)
+                    array = numbers(variable)
                     if variable.name == "gamma" or self.pick(True, False):
                         array[: array.size // 2] = 0
                     variable.assign(array)

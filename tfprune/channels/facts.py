@@ -71,14 +71,19 @@ def reasons(graph: ChannelGraph, facts: Facts, channels: Bools) -> dict[int, str
         for position in np.argwhere(here):
             channel = int(graph.channel_of[labels[tuple(position)]])
             if channel not in found:
-                found[channel] = _reason(graph, facts, value, facts.constant[value][tuple(position)])
+                found[channel] = _reason(graph, facts, value, channel, facts.constant[value][tuple(position)])
         wanted[list(found)] = False
     return found
 
 
-def _reason(graph: ChannelGraph, facts: Facts, value: int, constant: float) -> str:
+def _reason(graph: ChannelGraph, facts: Facts, value: int, channel: int, constant: float) -> str:
     writer = graph.producer[value].layer
     if np.isnan(constant):
+        source = graph.producer[value].inputs[0]
+        before = facts.constant[source][graph.channel_of[graph.labels.of[source]] == channel]
+        if getattr(graph.producer[value], "pads", False) and np.isfinite(before).any():
+            crossing = before[np.isfinite(before)][0]
+            return f"{crossing:.3g} after {graph.producer[source].layer} crosses the padded {writer}"
         return f"what {writer} writes there depends on the input, and is read"
     for op in graph.ops:
         if isinstance(op, Contract) and op.inputs[0] == value:

@@ -113,17 +113,20 @@ class PruningPlan:
         if graph is self.graph:
             return self.gone
         slots = {(slot.weight.key, slot.role): slot for slot in graph.labels.slots.values()}
+        shapes = {weight.key: weight.shape for weight in graph.weights}
         result = np.zeros(graph.channels, bool)
         for own in self.graph.labels.slots.values():
             gone = self.gone[self.graph.channel_of[own.labels.ravel()]]
-            other = slots.get((own.weight.key, own.role))
-            if other is None or not gone.any():
+            if not gone.any():
                 continue
-            if other.labels.size != own.labels.size:
+            if shapes.get(own.weight.key) != own.weight.shape:
                 raise PlanError(
-                    f"the plan was made for another model: {own.weight.key} has {own.labels.size} channels there and "
-                    f"{other.labels.size} here; make a new plan with tfprune.select"
+                    f"the plan was made for another model: there {own.weight.key} has shape {own.weight.shape}, in "
+                    f"{graph.name} {shapes.get(own.weight.key, 'it does not exist')}; make a new plan with tfprune.select"
                 )
+            other = slots.get((own.weight.key, own.role))
+            if other is None:  # what read it is gone with a branch
+                continue
             result[graph.channel_of[other.labels.ravel()[gone]]] = True
         return result
 

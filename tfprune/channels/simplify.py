@@ -81,10 +81,12 @@ def simplify(graph: ChannelGraph, facts: Facts) -> Simplified:
 
 
 def _replacement(op: Combine, graph: ChannelGraph, facts: Facts) -> Replacement | None:
-    constants = [facts.constant[value] for value in op.inputs]
+    if op.kind not in ("add", "subtract", "multiply"):
+        return None
+    constants = _constants(op, facts)
     fixed = [bool(np.isfinite(constant).all()) for constant in constants]
     left = tuple(index for index, known in enumerate(fixed) if not known)
-    if not left or not any(fixed) or op.kind not in ("add", "subtract", "multiply"):
+    if not left or not any(fixed):
         return None
     if any(graph.shapes[op.inputs[index]] != graph.shapes[op.output] for index in left):
         return None
@@ -101,6 +103,15 @@ def _replacement(op: Combine, graph: ChannelGraph, facts: Facts) -> Replacement 
     for other in known[1:]:
         shift = shift + other
     return _vector(op, left, graph, shift=shift)
+
+
+def _constants(op: Combine, facts: Facts) -> list[NDArray]:
+    """Each operand's constants. Where nobody reads it, it counts as what changes nothing."""
+    own = Facts(facts.labels, facts.weight, constant=facts.constant)
+    own.read[op.output] = facts.read[op.output]
+    op.backward(own)
+    neutral = 1.0 if op.kind == "multiply" else 0.0
+    return [np.where(own.read[value], facts.constant[value], neutral) for value in op.inputs]
 
 
 def _product(arrays: list[NDArray]) -> NDArray:

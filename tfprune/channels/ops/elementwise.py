@@ -54,7 +54,10 @@ class Source(Op):
             new.kept[self.output] = np.zeros(labels.shape, np.intp)
             return
         left = np.flatnonzero(new.keep[labels.ravel()])
-        counts = [len(np.unique(index)) for index in np.unravel_index(left, labels.shape)]
+        counts = [
+            len(np.unique(index)) if size > 1 else 1
+            for index, size in zip(np.unravel_index(left, labels.shape), labels.shape, strict=True)
+        ]
         if math.prod(counts) != left.size:
             raise Violation(labels, f"an array in {self.layer} would stop being rectangular")
         new.kept[self.output] = left.reshape(counts)
@@ -329,6 +332,9 @@ class Combine(Op):
         if not any(k.size for k in kept):
             new.kept[self.output] = kept[0]
             return
+        empty = [new.labels[value].ravel() for k, value in zip(kept, self.inputs, strict=True) if not k.size]
+        if empty:
+            raise Violation(np.concatenate(empty), f"{self.layer} would have nothing left on one side")
         shape = np.broadcast_shapes(*(k.shape for k in kept)) if _broadcast(kept) else None
         where: list[Indices | None] = [None] * rank
         for k, value in zip(kept, self.inputs, strict=True):
