@@ -147,8 +147,7 @@ def filters(models: dict[str, keras.Model], layers: Sequence[str], path: str | o
                 continue
             # Zero is drawn in grey: a zeroed filter must not look like a small one.
             shown = np.ma.masked_equal(kernel, 0.0)
-            palette = matplotlib.colormaps["RdBu_r"].copy()
-            palette.set_bad("#d0d0d0")
+            palette = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#d0d0d0")
             image = axes.imshow(
                 shown,
                 aspect="auto",
