@@ -23,14 +23,15 @@ def functional_of(model: Any) -> Any:
     if isinstance(model, keras.Sequential):
         return getattr(model, "_functional", None) if type(model).call is keras.Sequential.call else None
     if isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth"):
-        return model if type(model).call is _functional_class().call else None
+        return model if _keeps_functional_call(type(model)) else None
     return None
 
 
 @functools.cache
-def _functional_class() -> type:
-    x = keras.Input((1,))
-    return type(keras.Model(x, x))
+def _keeps_functional_call(cls: Any) -> bool:
+    """Whether a model class still runs its graph: Keras' Functional has no public name."""
+    bases = [base for base in cls.__mro__ if base.__name__ == "Functional" and base.__module__.startswith("keras.")]
+    return bool(bases) and cls.call is bases[0].call
 
 
 def nodes_of(functional: Any) -> list[Any]:
