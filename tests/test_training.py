@@ -64,8 +64,13 @@ def test_soft_filters_come_back_with_momentum_and_are_counted():
     assert history.history["failure_rate"][0] == 1.0
 
 
-def test_reset_slots_do_not_bring_filters_back():
-    model = network(keras.optimizers.SGD(0.05, momentum=0.9))
+@pytest.mark.parametrize(
+    "optimizer",
+    [lambda: keras.optimizers.SGD(0.05, momentum=0.9), lambda: keras.optimizers.Adam(0.01, amsgrad=True)],
+    ids=["momentum", "amsgrad"],
+)
+def test_reset_slots_do_not_bring_filters_back(optimizer):
+    model = network(optimizer())
     x, y = data()
     model.fit(x, y, epochs=2, batch_size=8, verbose=0)
     history = fit(model, tfprune.SoftPruning("l2", ratio=0.5, slots="reset"))
@@ -177,6 +182,8 @@ def test_a_seed_gives_the_same_result_twice():
         ({}, "either ratio= or thresholds="),
         ({"ratio": 0.5, "thresholds": 0.5}, "either ratio= or thresholds="),
         ({"ratio": 1.2}, r"\[0, 1\]"),
+        ({"ratio": [0.5, 1.0]}, "every channel"),
+        ({"ratio": 0.5, "round_to": 0}, "round_to"),
         ({"thresholds": [0.5, float("nan")]}, r"\[0, 1\]"),
         ({"ratio": 0.5, "mode": "firm"}, "mode"),
         ({"ratio": 0.5, "slots": "lose"}, "slots"),

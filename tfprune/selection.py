@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGraph, ChannelGroup, Member
 from tfprune.channels.plan import PruningPlan
-from tfprune.channels.removal import droppable
+from tfprune.channels.removal import can_drop, droppable
 from tfprune.channels.weights import Weight
 from tfprune.criteria import Criterion, GroupWeights, criterion_named
 from tfprune.errors import PlanError, Refusal
@@ -58,11 +58,12 @@ def select(
     >>> tfprune.select(model, "l1", ratio=0.5).pruned
     4
     """
-    amount = _Amount.checked(threshold, ratio, round_to)
+    amount = Amount.checked(threshold, ratio, round_to)
     graph = model if isinstance(model, ChannelGraph) else trace(model)
     score = criterion_named(criterion)
     inside = _in_scope(graph, scopes)
     read = _cached(graph.weight)
+    known: dict = {}
     chosen, refusals, redundancies = [], [], {}
     for group in graph.groups:
         if not inside(group.writers):
@@ -70,7 +71,7 @@ def select(
         if not group.prunable:
             refusals.append(Refusal(group.name, tuple(range(group.width)), group.reason))
             continue
-        redundancy = _redundancies(score, GroupWeights(group, read))
+        redundancy = _redundancies(score, GroupWeights(group, read, known))
         redundancies[group.name] = redundancy
         indices = amount.take(redundancy)
         if len(indices):
@@ -85,7 +86,7 @@ def select(
 
 
 @dataclass(frozen=True)
-class _Amount:
+class Amount:
     """How much goes: a threshold or a ratio, and the rounding of counts."""
 
     threshold: float | None
@@ -93,7 +94,7 @@ class _Amount:
     round_to: int
 
     @classmethod
-    def checked(cls, threshold: float | None, ratio: float | None, round_to: int) -> _Amount:
+    def checked(cls, threshold: float | None, ratio: float | None, round_to: int) -> Amount:
         if (threshold is None) == (ratio is None):
             raise PlanError(f"give either threshold= or ratio=, and {threshold=}, {ratio=} came")
         name, value = ("ratio", ratio) if threshold is None else ("threshold", threshold)
@@ -177,7 +178,7 @@ def matches(layer: str, scope: str) -> bool:
 
 def _whole_layers(
     graph: ChannelGraph,
-    amount: _Amount,
+    amount: Amount,
     score: Criterion,
     read: Callable[[Weight], NDArray],
     inside: Callable[[Iterable[str]], bool],
@@ -195,7 +196,7 @@ def _whole_layers(
     for layer in sorted(candidates, key=lambda layer: -redundancy[layer]):
         if len(taken) == most or (amount.threshold is not None and redundancy[layer] <= amount.threshold):
             break
-        if layer in droppable(graph, taken):
+        if can_drop(graph, {*taken, layer}):
             taken.append(layer)
     return tuple(taken)
 

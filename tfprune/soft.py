@@ -40,6 +40,7 @@ class Zeroing:
     """
 
     def __init__(self, model: keras.Model, plan: PruningPlan):
+        self.model = model
         variables = variables_of(model, plan)
         self.masks = [
             (variables[weight], *mask) for weight, slots in plan.zeros_of.items() for mask in _joined(weight, slots)
@@ -53,13 +54,19 @@ class Zeroing:
 
     def apply_to_slots(self, optimizer: Any) -> None:
         """Zero the plan's slices of the optimizer's slots, so that momentum does not bring filters back."""
-        by_path: dict[str, list[Any]] = {}
+        found: dict[int, list[Any]] = {}
+        # An optimizer names a slot `optimizer/layer_kernel_momentum`; the longest name that fits is the variable's.
+        names = sorted(
+            ((v.path.replace("/", "_") + "_", v) for v in self.model.variables), key=lambda item: -len(item[0])
+        )
         for slot in optimizer.variables:
-            by_path.setdefault(_slot_key(slot.path), []).append(slot)
+            own = slot.path.rpartition("/")[2]
+            variable = next((v for name, v in names if own.startswith(name) and v.shape == slot.shape), None)
+            if variable is not None:
+                found.setdefault(id(variable), []).append(slot)
         for (variable, split, _), mask in zip(self.masks, self._tensors, strict=True):
-            for slot in by_path.get(_variable_key(variable.path), ()):
-                if tuple(slot.shape) == tuple(variable.shape):
-                    _zero(slot, split, mask)
+            for slot in found.get(id(variable), ()):
+                _zero(slot, split, mask)
 
 
 def _joined(weight: Weight, slots: list[tuple[Slot, np.ndarray]]) -> list[tuple[tuple[int, ...], np.ndarray]]:
@@ -77,15 +84,6 @@ def _zero(variable: Any, split: tuple[int, ...], mask: Any) -> None:
         variable.assign(keras.ops.where(mask, value, 0))
     else:
         variable.assign(keras.ops.reshape(keras.ops.where(mask, keras.ops.reshape(value, split), 0), shape))
-
-
-def _variable_key(path: str) -> str:
-    return path.replace("/", "_")
-
-
-def _slot_key(path: str) -> str:
-    """An optimizer names a slot `optimizer/layer_kernel_momentum`."""
-    return path.rpartition("/")[2].rpartition("_")[0]
 
 
 def soft_prune(model: keras.Model, plan: PruningPlan, *, slots: Literal["keep", "reset"] = "keep") -> None:
