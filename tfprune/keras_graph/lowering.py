@@ -71,7 +71,7 @@ def register_operation(*names: str) -> Callable[[Rule], Rule]:
 
 def find_rule(operation: Any) -> Rule | None:
     """The rule for a layer or operation, or None. A parent's rule counts only if its `call` is still in force."""
-    cls = type(operation)
+    cls: Any = type(operation)
     rule = _RULES.get(cls)
     if rule is not None:
         return rule

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,6 @@ def functional_of(model: Any) -> Any:
     return None
 
 
-@functools.cache
 def _keeps_functional_call(cls: Any) -> bool:
     """Whether a model class still runs its graph: Keras' Functional has no public name."""
     bases = [base for base in cls.__mro__ if base.__name__ == "Functional" and base.__module__.startswith("keras.")]
@@ -123,8 +121,8 @@ class _Tracer:
             nested = functional_of(operation)
             name = path + operation.name
             if nested is not None:
-                result = self.follow(nested, given, name + "/")
-                self.boundaries.append(Boundary(name, tuple(given), tuple(result), node))
+                result = tuple(self.follow(nested, given, name + "/"))
+                self.boundaries.append(Boundary(name, tuple(given), result, node))
             else:
                 result = self.lower(node, name, given)
             for tensor, value in zip(node.outputs, result, strict=True):

@@ -41,7 +41,7 @@ def conv(layer, lower: Lowering) -> int:
     kernel = variable(layer, "kernel")
     inputs = lower.shape(x)[axis]
     bias = layer.bias if layer.use_bias else None
-    common = {
+    common: dict[str, Any] = {
         "shape": lower.output_shape,
         "bias": bias,
         "pads": pads(layer, layer.kernel_size),
