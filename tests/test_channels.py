@@ -119,7 +119,7 @@ def test_only_one_folder_knows_the_inside_of_keras_graphs():
         if path.relative_to(PACKAGE).parts[0] in ("keras_graph", "export"):
             continue
         text = path.read_text()
-        assert "_nodes_by_depth" not in text and "_inbound_nodes" not in text and "_keras_history" not in text, path
+        assert "_nodes_by_depth" not in text and "_inbound_nodes" not in text, path
 
 
 # ---------------------------------------------------------------------- labels

@@ -78,6 +78,9 @@ def select(
             chosen.append(group.units[indices])
         elif amount.wanted(redundancy):
             reason = f"with round_to={round_to} nothing can go without emptying it (width {group.width})"
+            if group.width > round_to:
+                wanted = amount.wanted(redundancy)
+                reason = f"{wanted} of {group.width} were to go, which is 0 with round_to={round_to}"
             refusals.append(Refusal(group.name, tuple(range(group.width)), reason))
     gone = graph.channels_of(np.concatenate(chosen)) if chosen else np.zeros(graph.channels, bool)
     whole = _whole_layers(graph, amount, score, read, inside) if layers else ()

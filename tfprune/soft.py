@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal
 
 import keras
@@ -55,15 +56,22 @@ class Zeroing:
     def apply_to_slots(self, optimizer: Any) -> None:
         """Zero the plan's slices of the optimizer's slots, so that momentum does not bring filters back."""
         found: dict[int, list[Any]] = {}
+        named: dict[str, list[Any]] = {}
+        for variable in self.model.trainable_variables:
+            named.setdefault(variable.path.replace("/", "_") + "_", []).append(variable)
         # An optimizer names a slot `optimizer/layer_kernel_momentum`; the longest name that fits is the variable's.
-        names = sorted(
-            ((v.path.replace("/", "_") + "_", v) for v in self.model.variables), key=lambda item: -len(item[0])
-        )
+        # Layers of two nested models may share a name: their slots come in the order of their variables.
+        longest_first = sorted(named, key=len, reverse=True)
+        seen: Counter[str] = Counter()
         for slot in optimizer.variables:
             own = slot.path.rpartition("/")[2]
-            variable = next((v for name, v in names if own.startswith(name) and v.shape == slot.shape), None)
-            if variable is not None:
-                found.setdefault(id(variable), []).append(slot)
+            name = next((name for name in longest_first if own.startswith(name)), None)
+            if name is None:
+                continue
+            variables, turn = named[name], seen[slot.path]
+            seen[slot.path] += 1
+            if turn < len(variables) and tuple(variables[turn].shape) == tuple(slot.shape):
+                found.setdefault(id(variables[turn]), []).append(slot)
         for (variable, split, _), mask in zip(self.masks, self._tensors, strict=True):
             for slot in found.get(id(variable), ()):
                 _zero(slot, split, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -136,7 +137,8 @@ def strip(
 
 def _simplified(graph: ChannelGraph, plan: PruningPlan | None) -> tuple[ChannelGraph, Facts, dict[int, Replacement]]:
     """The graph without sums and products that have a constant side, its facts, and what those became."""
-    weight = graph.weight if plan is None else _as_planned(graph, plan)
+    # Facts, constants and the rebuild all look at the same arrays.
+    weight = functools.cache(graph.weight if plan is None else _as_planned(graph, plan))
     facts = prove(graph, weight)
     replacements: dict[int, Replacement] = {}
     while plan is None or plan.layers:

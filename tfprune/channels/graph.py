@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +52,7 @@ class Boundary:
     origin: Any = None
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """The part of one weight that a channel group owns.
 
     Attributes:
@@ -72,7 +72,7 @@ class Member:
     @property
     def role(self) -> str:
         """`write`, `read`, `depthwise`, `bias`, `scale`, `shift` or `statistic`."""
-        return self.slot.role.partition(":")[0]
+        return self.slot.kind
 
 
 @dataclass(eq=False)
@@ -116,7 +116,7 @@ class ChannelGroup:
         return self._layers("depthwise", "scale", "shift", "statistic")
 
     def _layers(self, *roles: str) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(member.layer for member in self.members if member.role in roles))
+        return tuple(dict.fromkeys(member.layer for member in self.members if member.slot.kind in roles))
 
     def __repr__(self) -> str:
         state = "prunable" if self.prunable else f"stays: {self.reason}"
@@ -235,13 +235,7 @@ class ChannelGraph:
         for slot in self.labels.slots.values():
             units = self.unit_of[slot.labels.ravel()]
             owners = group_of[units]
-            first = owners[0]
-            if (owners == first).all():
-                groups[first].members.append(Member(slot, np.arange(len(units)), within[units]))
-                continue
-            by_owner = np.argsort(owners, kind="stable")
-            cuts = np.flatnonzero(np.diff(owners[by_owner])) + 1
-            for positions in np.split(by_owner, cuts):
+            for positions in _runs(owners):
                 groups[owners[positions[0]]].members.append(Member(slot, positions, within[units[positions]]))
         return _named([group for group in groups if group.writers])
 
@@ -333,6 +327,19 @@ def needed_values(calls: Iterable[Call], outputs: Sequence[int], boundaries: Seq
             if any(value in needed for value in boundary.outputs):
                 needed.update(boundary.inputs, boundary.outputs)
     return needed
+
+
+def _runs(owners: Indices) -> list[Indices]:
+    """The positions of each different entry, ascending."""
+    positions = np.arange(len(owners))
+    cuts = [0, *(np.flatnonzero(owners[1:] != owners[:-1]) + 1).tolist(), len(owners)]
+    if len(cuts) == 2:
+        return [positions]
+    # Concatenation puts groups behind each other: a run each.
+    if len(set(owners[cuts[:-1]].tolist())) < len(cuts) - 1:
+        positions = np.argsort(owners, kind="stable")
+        cuts = [0, *(np.flatnonzero(np.diff(owners[positions])) + 1).tolist(), len(owners)]
+    return [positions[start:stop] for start, stop in itertools.pairwise(cuts)]
 
 
 def _named(groups: list[ChannelGroup]) -> list[ChannelGroup]:

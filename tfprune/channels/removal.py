@@ -19,10 +19,11 @@ def droppable(graph: ChannelGraph, without: Collection[str] = ()) -> list[str]:
     of the model still depends on its inputs, and no other kernel is left with nothing but constants to read.
     """
     layers = dict.fromkeys(op.layer for op in graph.ops if isinstance(op, Contract) and op.layer not in without)
-    return [layer for layer in layers if _lives(graph, {*without, layer})]
+    return [layer for layer in layers if can_drop(graph, {*without, layer})]
 
 
-def _lives(graph: ChannelGraph, cut: set[str]) -> bool:
+def can_drop(graph: ChannelGraph, cut: set[str]) -> bool:
+    """Whether the model still depends on its inputs, with constants nowhere else, when the layers in `cut` write 0."""
     state: dict[int, int] = {}
     zeroed: set[int] = set()
     for op in graph.ops:

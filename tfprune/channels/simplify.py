@@ -10,6 +10,7 @@ ensures:  the same function with fewer ties. What fed the constant sides is need
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ def _scaled(
 ) -> Callable[[Weight], NDArray]:
     """The weights with the folded scales in them."""
 
+    @functools.cache
     def scaled(which: Weight) -> NDArray:
         array = weight(which)
         if which not in scales:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+_CHUNK = 1 << 20  # entries that are worked on at a time: a few megabytes stay in the cache
 
 
 @dataclass(eq=False)
@@ -50,6 +54,10 @@ class Slot:
     split: tuple[int, ...]
     axes: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        #: the role without what follows a colon
+        self.kind = self.role.partition(":")[0]
+
     def rows(self, array: NDArray) -> NDArray:
         """The weight with a row for every label: shape (labels, values of one label).
 
@@ -59,6 +67,27 @@ class Slot:
         """
         others = tuple(axis for axis in range(len(self.split)) if axis not in self.axes)
         return array.reshape(self.split).transpose(*self.axes, *others).reshape(self.labels.size, -1)
+
+    def sums(self, array: NDArray, function: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
+        """For every label, the sum of `function` of its values: `function(rows(array)).sum(1)` without copying the weight.
+
+        >>> slot = Slot(Weight("conv/kernel", (1, 1, 2, 3)), "write", np.arange(3), (1, 1, 2, 3), (3,))
+        >>> slot.sums(-np.arange(6).reshape(1, 1, 2, 3), np.abs).tolist()
+        [3.0, 5.0, 7.0]
+        """
+        array = array.reshape(self.split)
+        others = tuple(axis for axis in range(array.ndim) if axis not in self.axes)
+        longest = int(np.argmax(self.split))
+        result = np.zeros([self.split[axis] for axis in range(array.ndim) if axis in self.axes])
+        where = sum(axis in self.axes for axis in range(longest))
+        for start in range(0, self.split[longest], step := max(1, _CHUNK * self.split[longest] // array.size)):
+            part = (slice(None),) * longest + (slice(start, start + step),)
+            total = function(array[part]).sum(axis=others, dtype=np.float64)
+            if longest in self.axes:
+                result[(slice(None),) * where + (part[-1],)] = total
+            else:
+                result += total
+        return result.transpose(np.argsort(np.argsort(self.axes))).ravel()
 
     def mask(self, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """`keep`, one entry a label, shaped so that it broadcasts to `split`."""

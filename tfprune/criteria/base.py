@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGroup, Member
-from tfprune.channels.weights import Weight
+from tfprune.channels.weights import Slot, Weight
 from tfprune.errors import PlanError
 
 Criterion = Callable[["GroupWeights"], NDArray]
@@ -23,10 +23,12 @@ class GroupWeights:
     Attributes:
         group: the group.
         read: from a weight to its array.
+        known: sums that have been computed for other groups.
     """
 
     group: ChannelGroup
     read: Callable[[Weight], NDArray]
+    known: dict[tuple[Slot, object], NDArray] = field(default_factory=dict, repr=False)
 
     @property
     def width(self) -> int:
@@ -44,6 +46,17 @@ class GroupWeights:
     def rows(self, member: Member) -> NDArray:
         """The member's slices: shape (positions, values); `member.channels` says whose each row is."""
         return member.slot.rows(self.array(member))[member.positions]
+
+    def sums(self, member: Member, function: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
+        """Sum an elementwise function of each channel's slices of a member; shape (width,)."""
+        return self.per_channel(member, self.sums_of(member, function)[member.positions])
+
+    def sums_of(self, member: Member, function: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
+        """The same for every row of the member's weight, in this group or not; computed once."""
+        key = (member.slot, function)
+        if key not in self.known:  # a concatenation's reader is a member of many groups
+            self.known[key] = member.slot.sums(self.array(member), function)
+        return self.known[key]
 
     def per_channel(self, member: Member, values: NDArray) -> NDArray:
         """Sum one value a row into one a channel, shape (width,)."""

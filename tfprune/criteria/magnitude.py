@@ -17,13 +17,10 @@ _KERNELS = ("write", "depthwise", "read")
 @register_criterion("l1")
 def l1(weights: GroupWeights) -> NDArray:
     """Sum of |w| over every kernel slice that writes, carries or reads the channel; shape (width,)."""
-    members = weights.members(*_KERNELS)
-    return sum(weights.per_channel(m, np.abs(weights.rows(m)).sum(axis=1, dtype=np.float64)) for m in members)
+    return np.sum([weights.sums(member, np.abs) for member in weights.members(*_KERNELS)], axis=0)
 
 
 @register_criterion("l2")
 def l2(weights: GroupWeights) -> NDArray:
     """Square root of the sum of w**2 over every kernel slice that writes, carries or reads the channel."""
-    members = weights.members(*_KERNELS)
-    rows = ((m, weights.rows(m)) for m in members)
-    return np.sqrt(sum(weights.per_channel(m, np.einsum("ij,ij->i", r, r, dtype=np.float64)) for m, r in rows))
+    return np.sqrt(np.sum([weights.sums(member, np.square) for member in weights.members(*_KERNELS)], axis=0))

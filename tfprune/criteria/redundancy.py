@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tfprune.channels.graph import Member
 from tfprune.criteria.base import GroupWeights, register_criterion
 from tfprune.errors import PlanError
 
@@ -43,13 +44,17 @@ class Redundancy:
         writers = weights.members("write")
         return 1 - np.mean([self._redundancy(weights, m) for m in writers[: 1 if self.members == "first" else None]], 0)
 
-    def _redundancy(self, weights: GroupWeights, member) -> NDArray:
-        array = np.abs(weights.array(member))
-        small = (array < np.mean(array, dtype=np.float64)).astype(np.float64)
+    def _redundancy(self, weights: GroupWeights, member: Member) -> NDArray:
+        array = weights.array(member)
         if self.mode == "legacy" and array.ndim > 2:
-            corner = array[(0,) * (array.ndim - 2)]
-            small = np.broadcast_to(corner < np.mean(corner, dtype=np.float64), array.shape).astype(np.float64)
-        fractions = member.slot.rows(small)[member.positions].mean(axis=1)
+            corner = np.abs(array[(0,) * (array.ndim - 2)])
+            small = np.broadcast_to(corner < np.mean(corner, dtype=np.float64), array.shape)
+            fractions = member.slot.rows(small)[member.positions].mean(axis=1)
+        else:
+            whole = weights.sums_of(member, np.abs)
+            mean = whole.sum() / array.size
+            fractions = member.slot.sums(array, lambda part: np.abs(part) < mean) * len(whole) / array.size
+            fractions = fractions[member.positions]
         counts = np.bincount(member.channels, minlength=weights.width)
         return weights.per_channel(member, fractions) / counts
 
