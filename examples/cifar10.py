@@ -19,6 +19,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import numpy as np
 from absl import app, flags, logging
 from models.mobilenet_v2_se import SCOPES, mobilenet_v2_se
 
@@ -56,6 +57,34 @@ class EveryEpoch(keras.callbacks.Callback):
         self.monitor.measure(self.model, self.pruning.plan, epoch=count, threshold=self.pruning.threshold)
 
 
+class Augmented(keras.utils.PyDataset):
+    """Batches in a new order every epoch, each image mirrored or not and moved by up to 2 pixels."""
+
+    def __init__(self, x, y, batch_size, seed):
+        super().__init__()
+        self.x, self.y, self.batch_size = x, y, batch_size
+        self.generator = np.random.default_rng(seed)
+        self.order = self.generator.permutation(len(x))
+
+    def __len__(self):
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index):
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        x = self.x[rows]
+        mirrored = self.generator.random(len(x)) < 0.5
+        x[mirrored] = x[mirrored, :, ::-1]
+        padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+        height, width = x.shape[1:3]
+        for image, (down, right) in enumerate(self.generator.integers(0, 5, (len(x), 2))):
+            x[image] = padded[image, down : down + height, right : right + width]
+        return x, self.y[rows]
+
+    def on_epoch_end(self):
+        """Shuffle."""
+        self.order = self.generator.permutation(len(self.x))
+
+
 def main(_):
     """Run it."""
     logging.set_verbosity(logging.ERROR)
@@ -69,7 +98,8 @@ def main(_):
     steps = max(1, FLAGS.epochs * len(images.x_train) // FLAGS.batch_size)
     rate = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, steps, alpha=0.25)
     model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    model.fit(images.x_train, images.y_train, FLAGS.batch_size, FLAGS.epochs, verbose=2)
+    batches = Augmented(images.x_train, images.y_train, FLAGS.batch_size, FLAGS.seed)
+    model.fit(batches, epochs=FLAGS.epochs, verbose=2)
     report = tfprune.export(model, output / "before", formats=("onnx",), name="before")
     before = measure("before", model, images.x_test, images.y_test, report["onnx"].path)
     checkpoint = output / "before.keras"
@@ -88,14 +118,7 @@ def main(_):
 
             # Your own training: from the checkpoint, to a checkpoint in `directory`.
             model = keras.saving.load_model(to_retrain)
-            model.fit(
-                images.x_train,
-                images.y_train,
-                FLAGS.batch_size,
-                FLAGS.retrain_epochs,
-                verbose=2,
-                callbacks=[EveryEpoch(monitor, pruning)],
-            )
+            model.fit(batches, epochs=FLAGS.retrain_epochs, verbose=2, callbacks=[EveryEpoch(monitor, pruning)])
             model.save(directory / "model.keras")
 
             pruning.get_retrained_ckpt(directory)

@@ -125,7 +125,7 @@ def test_help_and_mistakes_do_not_import_keras():
         (["cost", "--modle=x"], "Did you mean: model ?"),
         (["cost"], "--model=PATH.keras|module:function|NAME must be given"),
         (["cost", "--model=x", "y"], "unexpected argument 'y'"),
-        (["strip", "--model=x.keras", "--output=y.txt"], "end its name so"),
+        (["strip", "--model=x.keras"], "--output_dir=DIR must be given"),
         (["export", "--model=x.keras", "--output_dir=y", "--opset=30"], "opset"),
         (["prune", "--model=x", "--output_dir=y", "--ratio=1.5"], "1.5"),
         (["prune", "--model=x", "--output_dir=y", "--thresholds=0.8,x"], "'x' is not one of"),
@@ -154,9 +154,9 @@ def test_wrong_command_lines(capsys, arguments, message):
         (["cost", "--model=user_models:own"], "user_models:own"),
         (["cost", "--model=user_models:small", "--input_shape=a,b"], "whole numbers"),
         (["inspect", "--model=user_models:own"], "Own"),
-        (["strip", "--model=user_models:small", "--output=s.keras", "--plan=none.json"], "'none.json' cannot be read"),
-        (["strip", "--model=user_models:small", "--output=s.keras", "--plan=user_models.py"], "not a pruning plan"),
-        (["strip", "--model=user_models:small", "--output=user_models.py/s.keras"], "cannot be written"),
+        (["strip", "--model=user_models:small", "--output_dir=s", "--plan=none.json"], "'none.json' cannot be read"),
+        (["strip", "--model=user_models:small", "--output_dir=s", "--plan=user_models.py"], "not a pruning plan"),
+        (["strip", "--model=user_models:small", "--output_dir=user_models.py"], "cannot be written"),
         (["export", "--model=user_models:small", "--output_dir=user_models.py"], "cannot be written"),
         (["export", "--model=user_models:small", "--output_dir=e", "--formats=keras,tflight"], "unknown export format"),
         (["verify", "--model=user_models:small", "--other=none.onnx"], "'none.onnx' does not exist"),
@@ -180,8 +180,8 @@ def test_bad_input_is_one_line_and_status_1(capsys, here, arrays, zeroed, argume
         message = ""  # the model's own wording is tested with trace
     status, printed = failure(capsys, *arguments)
     assert status == 1 and message in printed
-    left = {name for name in set(os.listdir(here)) - before if name not in ("__pycache__", "p", "e")}
-    assert not left and not any(os.listdir(here / name) for name in ("p", "e") if (here / name).exists())
+    left = {name for name in set(os.listdir(here)) - before if name not in ("__pycache__", "p", "e", "s")}
+    assert not left and not any(os.listdir(here / name) for name in ("p", "e", "s") if (here / name).exists())
 
 
 def test_class_count_that_does_not_fit(capsys, here, arrays):
@@ -214,11 +214,11 @@ def test_cost(capsys):
 def test_strip_then_verify(capsys, zeroed):
     import keras
 
-    assert main(["strip", f"--model={zeroed}", "--output=out/stripped.keras"]) == 0
+    assert main(["strip", f"--model={zeroed}", "--output_dir=out"]) == 0
     assert "equal" in capsys.readouterr().out
-    assert keras.saving.load_model("out/stripped.keras").get_layer("first").filters == 4
-    assert main(["verify", f"--model={zeroed}", "--other=out/stripped.keras"]) == 0
-    assert main(["cost", f"--model={zeroed}", "--after=out/stripped.keras"]) == 0
+    assert keras.saving.load_model("out/model.keras").get_layer("first").filters == 4
+    assert main(["verify", f"--model={zeroed}", "--other=out/model.keras"]) == 0
+    assert main(["cost", f"--model={zeroed}", "--after=out/model.keras"]) == 0
     # 9 weights and 4 numbers of BatchNormalization a channel, and 9x8 of the reader
     assert f"1,075 -> {1075 - 4 * (9 + 4 + 72):,}" in capsys.readouterr().out
 
@@ -239,8 +239,8 @@ def test_strip_with_a_plan(capsys, zeroed):
     plan = tfprune.select(model, "l1", ratio=0.5, scopes="second")
     with open("plan.json", "w") as file:
         file.write(plan.to_json())
-    assert main(["strip", f"--model={zeroed}", "--output=planned.keras", "--plan=plan.json"]) == 0
-    stripped = keras.saving.load_model("planned.keras")
+    assert main(["strip", f"--model={zeroed}", "--output_dir=planned", "--plan=plan.json"]) == 0
+    stripped = keras.saving.load_model("planned/model.keras")
     assert [stripped.get_layer(name).filters for name in ("first", "second")] == [8, 4]
 
 

@@ -6,27 +6,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tfprune.cli import models
-from tfprune.cli.command import Command, Flag, UsageError
+from tfprune.cli.command import Command, Flag
 from tfprune.errors import CheckpointError
-
-
-def _check(options: SimpleNamespace) -> None:
-    if not options.output.endswith(".keras"):
-        raise UsageError(f"flag --output={options.output}: the stripped model is a .keras file; end its name so")
 
 
 def _run(options: SimpleNamespace) -> None:
     import tfprune
     from tfprune.files import atomic_path, output_directory
 
-    output_directory(Path(options.output).parent)
+    output = output_directory(options.output_dir) / "model.keras"
     model = models.load(options.model, options.input_shape, options.classes)
     plan = None if options.plan is None else _plan(options.plan, model)
     result = tfprune.strip(model, plan, verify=options.verify, samples=options.samples, seed=options.seed)
-    with atomic_path(options.output) as path:
+    with atomic_path(output) as path:
         result.model.save(path)
     print(result)
-    print(f"wrote {options.output}")
+    print(f"wrote {output}")
 
 
 def _plan(path: str, model):
@@ -47,10 +42,10 @@ COMMAND = Command(
         "without them; what stays although it is zero is listed with the reason. Both models are run on random inputs "
         "and compared before anything is written."
     ),
-    example="tfprune strip --model=soft_pruned.keras --output=stripped.keras",
+    example="tfprune strip --model=soft_pruned.keras --output_dir=stripped",
     flags=(
         *models.SOURCE,
-        Flag("output", "Where the stripped model goes.", "PATH.keras", required=True),
+        Flag("output_dir", "Where the stripped model goes, as model.keras; created if need be.", "DIR", required=True),
         Flag(
             "plan",
             "Remove exactly what this plan names, zero or not. By default all that is provably removable.",
@@ -61,5 +56,4 @@ COMMAND = Command(
         Flag("seed", "Of the random inputs.", "N", 0, "integer", low=0),
     ),
     run=_run,
-    check=_check,
 )
