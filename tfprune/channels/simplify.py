@@ -54,7 +54,7 @@ def simplify(graph: ChannelGraph, facts: Facts) -> Simplified:
     for op in graph.ops:
         for value in op.inputs:
             readers[value].append(op)
-    arrays = {op.output for op in graph.ops if isinstance(op, Source)}
+    arrays = {op.output for op in graph.ops if isinstance(op, Source) and op.array is not None}
     replacements: dict[int, Replacement] = {}
     ops: dict[int, tuple[Op, ...]] = {}
     scales: dict[Weight, NDArray] = {}

@@ -1,0 +1,149 @@
+"""Random models with random zeros strip to equal models, or refuse with a reason; and what that has found so far.
+
+`benchmarks/fuzz.py` runs the same check for as long as one likes.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from fuzzing import check
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from keras import layers, ops
+from models import assert_same, floats, outputs, parameters, shaken, zero_filters, zero_layer
+from random_models import Builder
+
+import tfprune
+
+settings.register_profile(
+    "few", max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@settings(settings.get_profile("few"))
+@given(st.data())
+def test_random_models_strip_to_equal_ones(data):
+    builder = Builder(lambda n: data.draw(st.integers(0, n - 1)))
+    try:
+        with floats("float64"):
+            check(builder, steps=4)
+    except Exception:
+        print("; ".join(builder.steps))
+        raise
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_models_from_numbers(number):
+    """Deeper than what Hypothesis likes to draw, the same ones each time."""
+    generator = np.random.default_rng(number)
+    with floats("float64"):
+        check(Builder(lambda n: int(generator.integers(n))), steps=8)
+
+
+# ---------------------------------------------------------------------- found by fuzzing, each by its cause
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with floats("float64"):
+        yield
+
+
+def model_of(body, head=True):
+    inputs = keras.Input((6, 6, 3))
+    x = body(inputs)
+    return shaken(keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(x)) if head else x))
+
+
+def strips(model, spread=1e-3):
+    stripped = tfprune.strip(model, verify=False).model
+    assert_same(model, stripped, spread=spread)
+    return stripped
+
+
+def test_an_input_that_is_constant_throughout_keeps_one_channel():
+    """The walk asked for labels that were there already, and gave up."""
+    model = model_of(lambda x: layers.Conv2D(4, 3, padding="same", name="b")(layers.Conv2D(8, 1, activation="sigmoid", name="a")(x)), False)
+    zero_layer(model.get_layer("a"))
+    assert strips(model).get_layer("a").filters <= 8
+
+
+def test_flatten_of_nothing():
+    """Positions along several axes of an empty value could not be counted."""
+    model = model_of(lambda x: layers.Concatenate()([layers.Dense(2)(layers.GlobalMaxPooling2D()(x)), layers.Dense(3, name="d")(
+        layers.Flatten()(layers.Conv2D(8, 1, name="a")(x)))]), False)  # fmt: skip
+    zero_layer(model.get_layer("a"))
+    zero_layer(model.get_layer("d"))
+    strips(model)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_arrays_in_sums_and_products(left):
+    """Replaced by a Rescaling for nothing, twice over where it was folded too; `array + x` failed."""
+    vector = np.linspace(0.5, 1.5, 8)
+    pair = (lambda f, x: f(vector, x)) if left else (lambda f, x: f(x, vector))
+    model = model_of(lambda x: layers.Conv2D(4, 1)(pair(ops.multiply, pair(ops.add, layers.Conv2D(8, 1, name="a")(x)))))
+    zero_filters(model.get_layer("a"), [1])
+    assert parameters(strips(model)) <= parameters(model)
+
+
+def test_a_vector_that_becomes_a_layer_keeps_its_precision():
+    """Rescaling passes lists through float32: 3e-8 in a float64 model."""
+    model = model_of(lambda x: layers.Add()([x, layers.Conv2D(3, 1, activation="sigmoid", name="a")(x)]), False)
+    model.get_layer("a").kernel.assign(np.zeros((1, 1, 3, 3)))
+    stripped = strips(model)
+    assert any(isinstance(layer, layers.Rescaling) for layer in stripped.layers)
+
+
+def test_a_rescaling_of_lists_is_what_it_computes():
+    """Its constants were folded in float64 where the layer itself goes through float32."""
+    model = model_of(lambda x: layers.Conv2D(4, 1)(layers.Rescaling([1 / 3] * 8, offset=0.1)(layers.Conv2D(8, 1, name="a")(x))))
+    zero_filters(model.get_layer("a"), [0, 1], bias=False)
+    assert strips(model).get_layer("a").filters == 6
+
+
+def test_a_number_that_is_an_array():
+    """An array of shape (1, 1, 1) beside a tensor gave constants of three axes."""
+    model = model_of(lambda x: layers.Conv2D(4, 1)(ops.add(np.full((1, 1, 1), 0.3), layers.Conv2D(8, 1, name="a")(x))))
+    zero_filters(model.get_layer("a"), [0, 1])
+    assert strips(model).get_layer("a").filters == 6
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_gate_that_is_gone_before_what_it_gates(channels):
+    """(1, 1, 1) and (1, 1, 0) broadcast to nothing: a product that lost its gate seemed to have lost itself."""
+    def body(x):
+        x = layers.Conv2D(channels, 1, name="a")(x)
+        return layers.Conv2D(2, 3, padding="same")(
+            layers.Multiply()([x, layers.Conv2D(1, 3, padding="same", activation="sigmoid", name="gate")(x)])
+        )
+
+    model = model_of(body, False)
+    zero_layer(model.get_layer("a"))
+    assert np.abs(outputs(model)[0] - outputs(tfprune.strip(model, verify=False).model)[0]).max() <= 1e-12
+
+
+def test_an_array_of_which_nothing_is_left():
+    """Its other axes were counted as empty too, and could not be squeezed."""
+    model = model_of(lambda x: layers.Concatenate()([layers.GlobalMaxPooling2D()(x), layers.GlobalMaxPooling2D()(
+        layers.Conv2D(8, 1, name="a")(x) + np.zeros(8))]), False)  # fmt: skip
+    zero_layer(model.get_layer("a"))
+    strips(model)
+
+
+def test_constants_of_a_shared_kernel_are_in_nobodys_bias():
+    """A constant that only one call of a shared kernel reads, for a filter that only the other call needs."""
+    def body(x):
+        a = layers.Conv2D(4, 1, activation="sigmoid", name="a")(x)
+        b = layers.Conv2D(4, 1, activation="relu", name="b")(x)
+        shared = layers.Conv2D(4, 1, name="shared")
+        return layers.Concatenate()([layers.Conv2D(3, 1, name="c")(shared(a)), layers.Conv2D(3, 1, name="d")(shared(b))])
+
+    model = model_of(body)
+    zero_filters(model.get_layer("a"), [0])
+    zero_filters(model.get_layer("b"), [0])
+    zero_filters(model.get_layer("shared"), [1, 2, 3], bias=False)
+    zero_filters(model.get_layer("c"), [0], side="read")
+    strips(model)
