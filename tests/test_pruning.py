@@ -20,8 +20,8 @@ def network():
     y = layers.ReLU()(layers.BatchNormalization(name="block_bn")(y))
     y = layers.DepthwiseConv2D(3, padding="same", name="block_depthwise")(y)
     gate = layers.GlobalAveragePooling2D(keepdims=True)(y)
-    gate = layers.Conv2D(8, 1, activation="relu", name="se_reduce")(gate)
-    gate = layers.Conv2D(24, 1, activation="sigmoid", name="se_excite")(gate)
+    gate = layers.Conv2D(8, 1, activation="relu", name="block_se_reduce")(gate)
+    gate = layers.Conv2D(24, 1, activation="sigmoid", name="block_se_excite")(gate)
     y = layers.Conv2D(8, 1, name="block_project")(layers.Multiply()([y, gate]))
     x = layers.Add()([x, y])
     outputs = layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(x))
@@ -35,20 +35,20 @@ def network():
 
 @pytest.fixture
 def pruning(tmp_path):
-    return tfprune.Pruning(network(), ["block_", "se_"], tmp_path, log=None)
+    return tfprune.Pruning(network(), ["block_", "block_se_"], tmp_path, log=None)
 
 
 def test_the_seeds_steps_one_by_one(pruning, tmp_path):
     assert pruning.get_pruning_params() == {
-        "block_": ["block_expand", "block_depthwise", "block_project"],
-        "se_": ["se_reduce", "se_excite"],
+        "block_": ["block_expand", "block_depthwise", "block_se_reduce", "block_se_excite", "block_project"],
+        "block_se_": ["block_se_reduce", "block_se_excite"],
     }
     assert pruning.bias_vars_dict["block_expand"][0].startswith("block_bn/")
     pruning.set_output_dir(tmp_path / "TH0.5")
     pruning.set_threshold(0.5)
     filters = pruning.get_pruning_filters()
     # Whole numbers of 4, chosen by redundancy > 0.5: at most the group's width less 4.
-    assert set(filters) <= {"block_expand", "se_reduce"} and filters["block_expand"]
+    assert set(filters) <= {"block_expand", "block_se_reduce"} and filters["block_expand"]
     checkpoint = pruning.get_pruning_ckpt()
     assert checkpoint == tmp_path / "TH0.5" / "Pruned_Dir" / "model.keras"
     kernel = np.asarray(load(checkpoint).get_layer("block_expand").kernel)

@@ -40,8 +40,9 @@ def select(
         ratio: a fraction in [0, 1): so much of each group's width goes, the lowest scores first.
         round_to: the number that goes is rounded to the nearest multiple (half a multiple up), and down again where it
             would empty the group.
-        scopes: layer-name prefixes or patterns (`block_3_`, `SE*`, `backbone/*`); a group is in scope if each layer
-            that writes it is in one of them. None: every group.
+        scopes: layer-name prefixes or patterns (`block_3_`, `SE*`, `backbone/*`); a group is in scope if one of them
+            holds all layers that write it. Naming each block of a network prunes inside the blocks, and the residual
+            stream between them stays. None: every group.
         layers: also take whole convolutions that the model can live without (those of a residual branch, an SE
             gate): by threshold those whose filters' mean redundancy exceeds it; by ratio that fraction of them, the
             most redundant first.
@@ -157,7 +158,7 @@ def _cached(read: Callable[[Weight], NDArray]) -> Callable[[Weight], NDArray]:
 
 
 def _in_scope(graph: ChannelGraph, scopes: str | Sequence[str] | None) -> Callable[[Iterable[str]], bool]:
-    """Whether each of some layers is in one of the scopes."""
+    """Whether one of the scopes holds all of some layers."""
     if scopes is None:
         return lambda layers: True
     patterns = [scopes] if isinstance(scopes, str) else list(scopes)
@@ -167,7 +168,7 @@ def _in_scope(graph: ChannelGraph, scopes: str | Sequence[str] | None) -> Callab
             raise PlanError(f"a scope is a layer name, prefix or pattern, and {pattern!r} came")
         if not any(matches(name, pattern) for name in known):
             raise PlanError(f"scope {pattern!r} matches no layer of {graph.name}{nearest(pattern, known)}")
-    return lambda layers: all(any(matches(name, pattern) for pattern in patterns) for name in layers)
+    return lambda layers: any(all(matches(name, pattern) for name in layers) for pattern in patterns)
 
 
 def matches(layer: str, scope: str) -> bool:
