@@ -97,7 +97,9 @@ def main(_):
     model = mobilenet_v2_se(images.shape, images.classes, FLAGS.width)
     steps = max(1, FLAGS.epochs * len(images.x_train) // FLAGS.batch_size)
     rate = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, steps, alpha=0.25)
-    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    optimizer, loss = keras.optimizers.Adam(rate), "sparse_categorical_crossentropy"
+    # Without jit: on a CPU, XLA compiles for longer than these epochs take.
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     batches = Augmented(images.x_train, images.y_train, FLAGS.batch_size, FLAGS.seed)
     model.fit(batches, epochs=FLAGS.epochs, verbose=2)
     report = tfprune.export(model, output / "before", formats=("onnx",), name="before")
