@@ -18,11 +18,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
 
-import keras
-import numpy as np
-from fuzzing import check
-from models import floats
-from random_models import Builder
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+from fuzzing import check  # noqa: E402
+from models import floats  # noqa: E402
+from random_models import Builder  # noqa: E402
 
 
 def case(number: int, steps: int) -> tuple[Builder, str]:

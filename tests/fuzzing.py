@@ -22,7 +22,9 @@ def snapshot(model: keras.Model) -> tuple:
 def assert_untouched(model: keras.Model, before: tuple) -> None:
     weights, nodes = snapshot(model)
     assert nodes == before[1], "the model's graph has changed"
-    assert all(np.array_equal(a, b) for a, b in zip(weights, before[0], strict=True)), "the model's weights have changed"
+    assert all(np.array_equal(a, b) for a, b in zip(weights, before[0], strict=True)), (
+        "the model's weights have changed"
+    )
 
 
 def check(builder: Builder, steps: int = 6) -> None:
@@ -62,7 +64,9 @@ def check(builder: Builder, steps: int = 6) -> None:
     again = tfprune.strip(result.model, verify=False)
     # With one group left, what was a depthwise convolution is a plain one, whose filters can go one by one.
     several = [layer for layer in flat_layers(model) if getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1]
-    if all(layer.filters == layer.groups for layer in several):
+    # What had to come back so that something could be read may go another way once all else is gone.
+    returned = any("nothing left to read" in refusal.reason for refusal in result.refusals)
+    if not returned and all(layer.filters == layer.groups for layer in several):
         assert parameters(again.model) == parameters(result.model), "a second strip finds more"
     assert difference(model, again.model) <= LIMIT
     removed = parameters(model) - parameters(result.model)

@@ -66,7 +66,9 @@ class Builder:
             return x
         times = self.pick(1, 2)
         self.note(f"grouped depthwise x{times}")
-        return layers.Conv2D(x.shape[-1] * times, 3, padding="same", groups=x.shape[-1], use_bias=self.pick(True, False))(x)
+        return layers.Conv2D(
+            x.shape[-1] * times, 3, padding="same", groups=x.shape[-1], use_bias=self.pick(True, False)
+        )(x)
 
     def separable(self, x):
         self.note("separable")
@@ -266,7 +268,9 @@ class Builder:
     def model(self, most_steps: int = 6) -> keras.Model:
         size = self.pick(6, 8, 5)
         inputs = keras.Input((size, size, 3))
-        x = layers.Conv2D(self.pick(4, 8, 6, 12), self.pick(3, 1), padding="same", use_bias=self.pick(True, False))(inputs)
+        x = layers.Conv2D(self.pick(4, 8, 6, 12), self.pick(3, 1), padding="same", use_bias=self.pick(True, False))(
+            inputs
+        )
         for _ in range(1 + self.draw(most_steps)):
             x = self.step(x)
         model = keras.Model(inputs, self.head(x))

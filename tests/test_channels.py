@@ -242,7 +242,9 @@ class Net:
     def add(self, kind, inputs, *arguments, shape, name=None):
         out = self.value(shape)
         name = name or f"{kind.__name__.lower()}{len(self.calls)}"
-        self.calls.append(Call(name, kind.__name__, tuple(inputs), (out,), (kind(name, tuple(inputs), (out,), *arguments),)))
+        self.calls.append(
+            Call(name, kind.__name__, tuple(inputs), (out,), (kind(name, tuple(inputs), (out,), *arguments),))
+        )
         return out
 
     def weight(self, key, array):

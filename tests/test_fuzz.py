@@ -65,15 +65,22 @@ def strips(model, spread=1e-3):
 
 def test_an_input_that_is_constant_throughout_keeps_one_channel():
     """The walk asked for labels that were there already, and gave up."""
-    model = model_of(lambda x: layers.Conv2D(4, 3, padding="same", name="b")(layers.Conv2D(8, 1, activation="sigmoid", name="a")(x)), False)
+    model = model_of(
+        lambda x: layers.Conv2D(4, 3, padding="same", name="b")(layers.Conv2D(8, 1, activation="sigmoid", name="a")(x)),
+        False,
+    )
     zero_layer(model.get_layer("a"))
     assert strips(model).get_layer("a").filters <= 8
 
 
 def test_flatten_of_nothing():
     """Positions along several axes of an empty value could not be counted."""
-    model = model_of(lambda x: layers.Concatenate()([layers.Dense(2)(layers.GlobalMaxPooling2D()(x)), layers.Dense(3, name="d")(
-        layers.Flatten()(layers.Conv2D(8, 1, name="a")(x)))]), False)  # fmt: skip
+
+    def body(x):
+        flat = layers.Flatten()(layers.Conv2D(8, 1, name="a")(x))
+        return layers.Concatenate()([layers.Dense(2)(layers.GlobalMaxPooling2D()(x)), layers.Dense(3, name="d")(flat)])
+
+    model = model_of(body, False)
     zero_layer(model.get_layer("a"))
     zero_layer(model.get_layer("d"))
     strips(model)
@@ -99,7 +106,9 @@ def test_a_vector_that_becomes_a_layer_keeps_its_precision():
 
 def test_a_rescaling_of_lists_is_what_it_computes():
     """Its constants were folded in float64 where the layer itself goes through float32."""
-    model = model_of(lambda x: layers.Conv2D(4, 1)(layers.Rescaling([1 / 3] * 8, offset=0.1)(layers.Conv2D(8, 1, name="a")(x))))
+    model = model_of(
+        lambda x: layers.Conv2D(4, 1)(layers.Rescaling([1 / 3] * 8, offset=0.1)(layers.Conv2D(8, 1, name="a")(x)))
+    )
     zero_filters(model.get_layer("a"), [0, 1], bias=False)
     assert strips(model).get_layer("a").filters == 6
 
@@ -114,6 +123,7 @@ def test_a_number_that_is_an_array():
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_gate_that_is_gone_before_what_it_gates(channels):
     """(1, 1, 1) and (1, 1, 0) broadcast to nothing: a product that lost its gate seemed to have lost itself."""
+
     def body(x):
         x = layers.Conv2D(channels, 1, name="a")(x)
         return layers.Conv2D(2, 3, padding="same")(
@@ -135,11 +145,14 @@ def test_an_array_of_which_nothing_is_left():
 
 def test_constants_of_a_shared_kernel_are_in_nobodys_bias():
     """A constant that only one call of a shared kernel reads, for a filter that only the other call needs."""
+
     def body(x):
         a = layers.Conv2D(4, 1, activation="sigmoid", name="a")(x)
         b = layers.Conv2D(4, 1, activation="relu", name="b")(x)
         shared = layers.Conv2D(4, 1, name="shared")
-        return layers.Concatenate()([layers.Conv2D(3, 1, name="c")(shared(a)), layers.Conv2D(3, 1, name="d")(shared(b))])
+        return layers.Concatenate()(
+            [layers.Conv2D(3, 1, name="c")(shared(a)), layers.Conv2D(3, 1, name="d")(shared(b))]
+        )
 
     model = model_of(body)
     zero_filters(model.get_layer("a"), [0])

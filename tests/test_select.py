@@ -54,7 +54,9 @@ def test_redundancy_against_a_loop(mode, kernel):
 def test_redundancy_of_coupled_layers():
     model = shaken(residual_net())
     each = {name: naive_redundancy(np.asarray(model.get_layer(name).kernel), False) for name in ("stem", "a2")}
-    np.testing.assert_allclose(1 - scores(model, Redundancy(), "stem"), np.mean(list(each.values()), axis=0), atol=1e-12)
+    np.testing.assert_allclose(
+        1 - scores(model, Redundancy(), "stem"), np.mean(list(each.values()), axis=0), atol=1e-12
+    )
     first = tfprune.trace(model).group("stem").writers[0]
     np.testing.assert_allclose(1 - scores(model, Redundancy(members="first"), "stem"), each[first], atol=1e-12)
 
@@ -63,10 +65,17 @@ def test_redundancy_of_coupled_layers():
 def test_norms_against_a_loop(name):
     """Every kernel slice of the channel, written and read; depthwise slices beside them."""
     model = shaken(inverted_residual_net())
-    kernels = {n: np.asarray(model.get_layer(n).kernel, np.float64) for n in ("expand", "depthwise", "squeeze", "excite", "project")}
+    kernels = {
+        n: np.asarray(model.get_layer(n).kernel, np.float64)
+        for n in ("expand", "depthwise", "squeeze", "excite", "project")
+    }
     expected = []
     for channel in range(24):
-        slices = [kernels["expand"][..., channel], kernels["depthwise"][:, :, channel], kernels["squeeze"][:, :, channel]]
+        slices = [
+            kernels["expand"][..., channel],
+            kernels["depthwise"][:, :, channel],
+            kernels["squeeze"][:, :, channel],
+        ]
         slices += [kernels["excite"][..., channel], kernels["project"][:, :, channel]]
         flat = np.concatenate([s.ravel() for s in slices])
         expected.append(np.abs(flat).sum() if name == "l1" else np.sqrt((flat**2).sum()))
@@ -176,9 +185,11 @@ def test_ratio_zero_changes_nothing():
 
 @pytest.mark.parametrize(
     "amount",
-    [{}, {"ratio": 0.5, "threshold": 0.5}, {"ratio": 1}, {"ratio": 1.0}, {"ratio": -0.1}, {"ratio": 1.5}, {"threshold": 2},
-     {"ratio": float("nan")}, {"threshold": np.nan}, {"threshold": True}, {"ratio": False}, {"ratio": "0.5"},
-     {"threshold": [0.5]}, {"ratio": 0.5, "round_to": 0}, {"ratio": 0.5, "round_to": 2.5}, {"ratio": 0.5, "round_to": True}],
+    [{}, {"ratio": 0.5, "threshold": 0.5}, {"ratio": 1}, {"ratio": 1.0}, {"ratio": -0.1}, {"ratio": 1.5},
+     {"threshold": 2}, {"ratio": float("nan")}, {"threshold": np.nan},
+     {"threshold": True}, {"ratio": False}, {"ratio": "0.5"},
+     {"threshold": [0.5]}, {"ratio": 0.5, "round_to": 0}, {"ratio": 0.5, "round_to": 2.5},
+     {"ratio": 0.5, "round_to": True}],
 )  # fmt: skip
 def test_budgets_that_are_none(amount):
     with pytest.raises(PlanError):
@@ -199,7 +210,9 @@ def test_the_same_model_gives_the_same_plan():
 
 def nested():
     inner_input = keras.Input((6, 6, 8))
-    inner = keras.Model(inner_input, layers.Conv2D(8, 1, name="c")(layers.Conv2D(8, 1, name="b")(inner_input)), name="backbone")
+    inner = keras.Model(
+        inner_input, layers.Conv2D(8, 1, name="c")(layers.Conv2D(8, 1, name="b")(inner_input)), name="backbone"
+    )
     inputs = keras.Input((6, 6, 3))
     x = inner(layers.Conv2D(8, 1, name="stem")(inputs))
     return shaken(keras.Model(inputs, layers.Conv2D(2, 1, name="head")(x), name="whole"))
@@ -281,7 +294,9 @@ def test_json_round_trip():
     assert tfprune.strip(model, again).cost_after == tfprune.strip(model, plan).cost_after
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"groups": 3, "layers": []}', '{"groups": {"nobody": [0]}, "layers": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", '{"groups": 3, "layers": []}', '{"groups": {"nobody": [0]}, "layers": []}']
+)
 def test_damaged_plans(text):
     with pytest.raises(PlanError):
         tfprune.PruningPlan.from_json(text, tfprune.trace(one_group()))

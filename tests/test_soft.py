@@ -45,7 +45,9 @@ def test_what_is_zeroed_in_an_inverted_residual():
 
 def test_a_bias_and_the_positions_behind_flatten():
     model = shaken(
-        keras.Sequential([keras.Input((5, 5, 2)), layers.Conv2D(4, 2, name="a"), layers.Flatten(), layers.Dense(3, name="b")])
+        keras.Sequential(
+            [keras.Input((5, 5, 2)), layers.Conv2D(4, 2, name="a"), layers.Flatten(), layers.Dense(3, name="b")]
+        )
     )
     found = changed(model, lambda: tfprune.soft_prune(model, plan_for(model, a=[2])))
     assert set(found) == {"a/kernel", "a/bias", "b/kernel"}
@@ -57,7 +59,9 @@ def test_prelu_keeps_its_slopes():
     inputs = keras.Input((5, 5, 2))
     x = layers.PReLU(shared_axes=(1, 2), name="slope")(layers.Conv2D(4, 2, name="a")(inputs))
     model = shaken(keras.Model(inputs, layers.Conv2D(2, 1, name="b")(x)))
-    assert not any("slope" in path for path in changed(model, lambda: tfprune.soft_prune(model, plan_for(model, a=[2]))))
+    assert not any(
+        "slope" in path for path in changed(model, lambda: tfprune.soft_prune(model, plan_for(model, a=[2])))
+    )
 
 
 def test_grouped_kernels_are_zeroed_in_each_group():
@@ -106,7 +110,9 @@ def test_optimizer_slots(optimizer):
     plan = plan_for(model, a1=[0, 3])
     before = {v.path: numbers(v) for v in optimizer.variables}
     Zeroing(model, plan).apply_to_slots(optimizer)
-    touched = {v.path: numbers(v) != before[v.path] for v in optimizer.variables if (numbers(v) != before[v.path]).any()}
+    touched = {
+        v.path: numbers(v) != before[v.path] for v in optimizer.variables if (numbers(v) != before[v.path]).any()
+    }
     count = len(slots_of(optimizer, "a1_kernel"))
     assert count >= 1 and len(touched) == 4 * count  # kernel, gamma, beta, the reader's kernel
     for path, where in touched.items():

@@ -277,7 +277,9 @@ class ChannelGraph:
         calls = [copy.copy(call) for call in self.calls]
         for index, call in enumerate(calls):
             call.ops = replacements.get(index, call.ops)
-            call.inputs = tuple(value for op in call.ops for value in op.inputs) if index in replacements else call.inputs
+            call.inputs = (
+                tuple(value for op in call.ops for value in op.inputs) if index in replacements else call.inputs
+            )
         needed = needed_values(calls, self.outputs, self.boundaries)
         alive = [call for call in calls if not call.inputs or any(value in needed for value in call.outputs)]
         for call in alive:

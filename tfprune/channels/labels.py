@@ -76,9 +76,7 @@ class Labels:
         self.protect(labels, reason)
         return labels
 
-    def bind(
-        self, weight: Weight, role: str, labels: Indices, split: tuple[int, ...], axes: tuple[int, ...]
-    ) -> Slot:
+    def bind(self, weight: Weight, role: str, labels: Indices, split: tuple[int, ...], axes: tuple[int, ...]) -> Slot:
         """Say that `labels` live along `axes` of a weight; tie them to what another call has put there."""
         slot = self.slots.get((weight, role))
         if slot is None:

@@ -46,4 +46,6 @@ def _walk(graph: ChannelGraph, new: Narrowing) -> None:
     for boundary in graph.boundaries:
         for value in (*boundary.inputs, *boundary.outputs):
             if value in new.kept and new.empty(value):
-                raise Violation(graph.labels.of[value], f"nothing would be left of a tensor that {boundary.layer} passes on")
+                raise Violation(
+                    graph.labels.of[value], f"nothing would be left of a tensor that {boundary.layer} passes on"
+                )

@@ -122,7 +122,8 @@ class PruningPlan:
             if shapes.get(own.weight.key) != own.weight.shape:
                 raise PlanError(
                     f"the plan was made for another model: there {own.weight.key} has shape {own.weight.shape}, in "
-                    f"{graph.name} {shapes.get(own.weight.key, 'it does not exist')}; make a new plan with tfprune.select"
+                    f"{graph.name} {shapes.get(own.weight.key, 'it does not exist')}; "
+                    f"make a new plan with tfprune.select"
                 )
             other = slots.get((own.weight.key, own.role))
             if other is None:  # what read it is gone with a branch

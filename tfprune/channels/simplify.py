@@ -135,7 +135,11 @@ def _vector(
         return None
     flat = np.broadcast_to(vector.reshape(-1), size)
     if scale is not None:
-        return Replacement(left) if (flat == 1).all() else Replacement(left, scale=flat, axis=len(graph.shapes[op.output]) - 1)
+        return (
+            Replacement(left)
+            if (flat == 1).all()
+            else Replacement(left, scale=flat, axis=len(graph.shapes[op.output]) - 1)
+        )
     return Replacement(left, shift=flat, axis=len(graph.shapes[op.output]) - 1)
 
 

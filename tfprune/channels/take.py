@@ -26,9 +26,8 @@ def take(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
         slots: where channels live in it.
         new: which of them stay.
     """
-    if all(slot.labels.size == new.indices[slot.weight, slot.role].size for slot in slots):
-        if all(_in_order(new.indices[slot.weight, slot.role]) for slot in slots):
-            return array
+    if all(_whole(slot, new.indices[slot.weight, slot.role]) for slot in slots):
+        return array
     rank = array.ndim
     array = array.reshape(slots[0].split)
     if array.ndim > rank and len(slots) > 1:
@@ -41,9 +40,9 @@ def take(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
     return array if array.ndim == rank else array.reshape(*array.shape[: rank - 1], -1)
 
 
-def _in_order(indices: NDArray) -> bool:
-    flat = indices.ravel()
-    return bool((flat == np.arange(flat.size)).all())
+def _whole(slot: Slot, indices: NDArray) -> bool:
+    """Whether everything stays where it is."""
+    return slot.labels.size == indices.size and bool((indices.ravel() == np.arange(indices.size)).all())
 
 
 def _distinct(index: NDArray) -> NDArray:
@@ -58,7 +57,9 @@ def _take_groups(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
     write = next(slot for slot in slots if slot.role == "write")
     inputs, outputs = (np.divmod(new.indices[s.weight, s.role], s.labels.shape[1]) for s in (read, write))
     blocks = [
-        np.take(np.take(array[..., group, :], inputs[1][inputs[0] == group], axis=-2), outputs[1][outputs[0] == group], -1)
+        np.take(
+            np.take(array[..., group, :], inputs[1][inputs[0] == group], axis=-2), outputs[1][outputs[0] == group], -1
+        )
         for group in np.unique(outputs[0])
     ]
     return np.concatenate(blocks, axis=-1)

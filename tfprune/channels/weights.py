@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-
 _CHUNK = 1 << 20  # entries that are worked on at a time: a few megabytes stay in the cache
 
 
@@ -69,7 +68,7 @@ class Slot:
         return array.reshape(self.split).transpose(*self.axes, *others).reshape(self.labels.size, -1)
 
     def sums(self, array: NDArray, function: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
-        """For every label, the sum of `function` of its values: `function(rows(array)).sum(1)` without copying the weight.
+        """For every label, the sum of an elementwise function of its values; the weight is not copied.
 
         >>> slot = Slot(Weight("conv/kernel", (1, 1, 2, 3)), "write", np.arange(3), (1, 1, 2, 3), (3,))
         >>> slot.sums(-np.arange(6).reshape(1, 1, 2, 3), np.abs).tolist()

@@ -23,8 +23,8 @@ from tfprune.channels.ops import (
     Permute,
     Reduce,
     Reshape,
-    Source,
     Slope,
+    Source,
     Spatial,
     reshape_blocks,
 )

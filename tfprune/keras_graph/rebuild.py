@@ -20,8 +20,7 @@ from tfprune.channels.graph import Boundary, Call, ChannelGraph
 from tfprune.channels.ops import Contract, Facts, Narrowing
 from tfprune.channels.simplify import Replacement
 from tfprune.channels.take import bias_shifts, slots_by_weight, take
-from tfprune.channels.weights import Weight
-from tfprune.errors import TraceError
+from tfprune.errors import TfpruneError, TraceError
 from tfprune.keras_graph.trace import functional_of, nodes_of
 
 
@@ -77,7 +76,7 @@ class _Rebuilder:
             outputs = [tensors[id(tensor)] for tensor in functional.outputs]
             result = keras.Model(
                 keras.tree.pack_sequence_as(functional._inputs_struct, inputs),
-                keras.tree.pack_sequence_as(functional._outputs_struct, outputs),
+                keras.tree.pack_sequence_as(functional._outputs_struct, _connected(inputs, outputs, model.name)),
                 name=model.name,
             )
         result.trainable = model.trainable if not model.trainable else result.trainable
@@ -226,8 +225,8 @@ def made(layer: keras.layers.Layer, config: dict[str, Any]) -> Any:
             return type(layer).from_config(config)
     except Exception as error:
         raise TraceError(
-            f"{layer.name}, a {type(layer).__name__}, cannot be made again from its get_config(), which the stripped model "
-            f"needs: {error}"
+            f"{layer.name}, a {type(layer).__name__}, cannot be made again from its get_config(), which the stripped "
+            f"model needs: {error}"
         ) from error
 
 
@@ -242,6 +241,25 @@ def copied(model: keras.Model) -> keras.Model:
 
 def _has_models(model: keras.Model) -> bool:
     return any(isinstance(layer, keras.Model) for layer in model.layers)
+
+
+def _connected(inputs: list[Any], outputs: list[Any], model: str) -> list[Any]:
+    """The outputs; Keras before 3.14 wants every input to be used by some layer, so pass what goes straight through.
+
+    Raises:
+        TfpruneError: such a Keras, and an input that nothing needs any more.
+    """
+    if tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 14):
+        return outputs
+    unused = [tensor for tensor in inputs if not tensor._keras_history.operation._outbound_nodes]
+    passed = {id(tensor): keras.layers.Identity()(tensor) for tensor in unused if any(tensor is o for o in outputs)}
+    if len(passed) < len(unused):
+        name = next(tensor.name for tensor in unused if id(tensor) not in passed)
+        raise TfpruneError(
+            f"nothing in {model} needs its input {name!r} any more, and Keras {keras.__version__} cannot build a model "
+            f"with an unused input; upgrade to Keras 3.14 or later (Python 3.11 or later)"
+        )
+    return [passed.get(id(tensor), tensor) for tensor in outputs]
 
 
 def _give(layer: Any, arrays: dict[str, NDArray], old: Any) -> Callable[[], None]:

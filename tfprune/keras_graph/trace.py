@@ -36,7 +36,10 @@ def nodes_of(functional: Any) -> list[Any]:
     """The nodes of a functional graph in an order in which they can run, without its inputs."""
     by_depth = functional._nodes_by_depth
     return [
-        node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if node.operation and not node.is_input
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if node.operation and not node.is_input
     ]
 
 
@@ -63,9 +66,7 @@ def trace(model: keras.Model) -> ChannelGraph:
     inputs = [tracer.source(tensor) for tensor in functional.inputs]
     outputs = tracer.follow(functional, inputs, "")
     variables = dict(tracer.variables)
-    return ChannelGraph(
-        model.name, tracer.calls, tracer.shapes, inputs, outputs, tracer.boundaries, model, variables
-    )
+    return ChannelGraph(model.name, tracer.calls, tracer.shapes, inputs, outputs, tracer.boundaries, model, variables)
 
 
 def _checked(model: Any) -> Any:
@@ -82,7 +83,8 @@ def _checked(model: Any) -> Any:
         )
     raise TraceError(
         f"{kind} {model.name!r} has a `call` of its own, which is Python code and no graph; "
-        f"build it with the functional API (keras.Model(inputs, outputs)), for example by calling its layers on keras.Input"
+        f"build it with the functional API (keras.Model(inputs, outputs)), "
+        f"for example by calling its layers on keras.Input"
     )
 
 

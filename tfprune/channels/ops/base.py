@@ -100,7 +100,7 @@ class Narrowing:
         if len(axes) == 1 and labels.size == labels.shape[axes[0]] == shape[axes[0]]:
             return kept.ravel()
         coordinates = np.unravel_index(kept, labels.shape)
-        sizes = [shape[axis] for axis in axes]
+        sizes = [shape[axis] or 1 for axis in axes]
         flat = np.zeros((1,) * kept.ndim, np.intp)
         for axis, size in zip(axes, sizes, strict=True):
             along = coordinates[axis]

@@ -148,7 +148,7 @@ class Contract(Op):
     def backward(self, facts: Facts) -> None:
         read = facts.read[self.output]
         others = tuple(axis for axis in range(read.ndim) if axis not in self.write_axes)
-        wanted = read.any(axis=others, keepdims=True).transpose(*self.write_axes, *others).ravel()
+        wanted = np.transpose(read.any(axis=others, keepdims=True), (*self.write_axes, *others)).ravel()
         table = self.table(facts)
         grouped = wanted.reshape(self.groups, 1, -1)
         needed = table.any(axis=2) if grouped.all() else (table & grouped).any(axis=2)
@@ -202,9 +202,7 @@ class Contract(Op):
         """Say where the written channels are in the new output."""
         sizes = [self.kernel.shape[axis] for _, axis in self.write]
         left = (
-            [target.size]
-            if len(sizes) == 1
-            else [len(np.unique(index)) for index in np.unravel_index(target, sizes)]
+            [target.size] if len(sizes) == 1 else [len(np.unique(index)) for index in np.unravel_index(target, sizes)]
         )
         order = np.argsort(self.write_axes)
         shape = [1] * len(new.shapes[self.output])
@@ -329,7 +327,7 @@ class Depthwise(Op):
         read = facts.read[self.output]
         others = tuple(axis for axis in range(read.ndim) if axis != self.axis)
         wanted = read.any(axis=others).reshape(self.channels, self.multiplier)
-        needed = (wanted & self.table(facts)).any(axis=1)
+        needed: Bools = np.any(wanted & self.table(facts), axis=1)
         facts.demand(self.inputs[0], self._shaped(needed, facts.labels[self.inputs[0]].ndim))
 
     def narrow(self, new: Narrowing) -> None:

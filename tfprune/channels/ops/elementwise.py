@@ -32,8 +32,8 @@ class Source(Op):
             reason = "it is an input of the model" if self.array is None else f"an array in {self.layer} spans it"
             labels.of[self.output] = labels.protected_value(len(shape), reason)
             return
-        sizes = [shape[axis] if axis in self.axes else 1 for axis in range(len(shape))]
-        labels.of[self.output] = labels.fresh(math.prod(s or 1 for s in sizes)).reshape(sizes)
+        sizes = [(shape[axis] or 1) if axis in self.axes else 1 for axis in range(len(shape))]
+        labels.of[self.output] = labels.fresh(math.prod(sizes)).reshape(sizes)
 
     def forward(self, facts: Facts) -> None:
         shape = facts.labels[self.output].shape
@@ -277,7 +277,8 @@ class Combine(Op):
         rank = len(shapes[self.output])
         arrays = [self._aligned(of[value], rank) for value in self.inputs]
         target = np.broadcast_shapes(*(array.shape for array in arrays))
-        whole, stretched = [], []
+        whole: list[Indices] = []
+        stretched: list[Indices] = []
         for array, value in zip(arrays, self.inputs, strict=True):
             size = (1,) * (rank - len(shapes[value])) + tuple(shapes[value])
             over = any(s == 1 and t > 1 for s, t in zip(size, target, strict=True))
@@ -323,7 +324,7 @@ class Combine(Op):
                     wanted = wanted & (self._aligned(facts.constant[other], read.ndim) != 0)
             shape = facts.labels[value].shape
             extra = tuple(range(read.ndim - len(shape)))
-            facts.demand(value, wanted.any(axis=extra) if extra else wanted)
+            facts.demand(value, np.any(wanted, axis=extra) if extra else wanted)
 
     def narrow(self, new: Narrowing) -> None:
         labels = new.labels[self.output]
@@ -421,4 +422,3 @@ def demand_all(op: Op, facts: Facts) -> None:
     if any(facts.read[value].any() for value in op.outputs):
         for value in op.inputs:
             facts.demand(value, np.ones(facts.labels[value].shape, bool))
-

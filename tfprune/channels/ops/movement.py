@@ -67,10 +67,8 @@ class Rearrange(Op):
     def narrow(self, new: Narrowing) -> None:
         old = new.labels[self.output].shape
         ids, offset = [], 0
-        for value, prepared, size in zip(self.inputs, self._prepared, self._sizes, strict=True):
-            own = new.labels[value].shape
-            positions = np.broadcast_to(np.arange(math.prod(prepared)).reshape(prepared), prepared)
-            ids.append(self._ids(new.kept[value], own, prepared, positions, size) + offset)
+        for value, prepared in zip(self.inputs, self._prepared, strict=True):
+            ids.append(self._ids(new.kept[value], new.labels[value].shape, prepared) + offset)
             offset += math.prod(prepared)
         try:
             moved = self.move(ids, new.shapes[self.output])
@@ -79,7 +77,7 @@ class Rearrange(Op):
             raise Violation(dead, f"{self.layer} cannot rearrange what would be left") from error
         new.kept[self.output] = _match(self._sources(old), moved)
 
-    def _ids(self, kept: Indices, own: Shape, prepared: Shape, positions: Indices, size: Shape) -> Indices:
+    def _ids(self, kept: Indices, own: tuple[int, ...], prepared: tuple[int, ...]) -> Indices:
         """The prepared positions of what is kept: compact axes are stretched as `prepared` stretched them."""
         coordinates = list(np.unravel_index(kept, own)) if kept.size else [kept] * len(own)
         stretched = tuple(axis for axis in range(len(own)) if own[axis] == 1 and prepared[axis] > 1)
@@ -136,9 +134,7 @@ class Concatenate(Rearrange):
         arrays = [expand(array, shape, (self.axis,)) for array, shape in zip(arrays, shapes, strict=True)]
         others = [tuple(size for axis, size in enumerate(a.shape) if axis != self.axis) for a in arrays]
         common = np.broadcast_shapes(*others)
-        return [
-            np.broadcast_to(a, (*common[: self.axis], a.shape[self.axis], *common[self.axis :])) for a in arrays
-        ]
+        return [np.broadcast_to(a, (*common[: self.axis], a.shape[self.axis], *common[self.axis :])) for a in arrays]
 
     def move(self, arrays: list[NDArray], old: Shape) -> NDArray:
         return np.concatenate([array for array in arrays if array.size] or arrays[:1], axis=self.axis)

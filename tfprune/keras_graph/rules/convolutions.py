@@ -55,9 +55,11 @@ def conv(layer, lower: Lowering) -> int:
     y = lower.contract(x, kernel, read=[(axis, rank)], write=[(axis, rank + 1)], groups=layer.groups, **common)
     weight = lower.weight(kernel)
     lower.settings(
-        lambda new: {"filters": new.shape(y)[axis], "groups": new.groups[weight]}
-        if layer.groups > 1
-        else {"filters": new.shape(y)[axis]}
+        lambda new: (
+            {"filters": new.shape(y)[axis], "groups": new.groups[weight]}
+            if layer.groups > 1
+            else {"filters": new.shape(y)[axis]}
+        )
     )
     return activated(layer, lower, y)
 
