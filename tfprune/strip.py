@@ -52,7 +52,8 @@ class StripResult:
 
     def __str__(self) -> str:
         if not self.plan and not self.removed_layers:
-            parts = [f"{self.model.name}: there was nothing to remove; the model is as it was"]
+            what = "nothing could be removed" if self.refusals else "there was nothing to remove"
+            parts = [f"{self.model.name}: {what}; the model is as it was"]
         else:
             parts = [compare_table(self.cost_before, self.cost_after)]
         if self.removed_layers:
