@@ -160,3 +160,19 @@ def test_constants_of_a_shared_kernel_are_in_nobodys_bias():
     zero_filters(model.get_layer("shared"), [1, 2, 3], bias=False)
     zero_filters(model.get_layer("c"), [0], side="read")
     strips(model)
+
+
+def test_what_was_shared_before_one_of_its_calls_went():
+    """A kernel whose other call fed a branch that is gone takes constants like any other."""
+    given = keras.Input((6, 6, 4))
+    inner = keras.Model(given, layers.Conv2D(4, 1, name="c")(given), name="inner")
+
+    def body(x):
+        x = layers.Conv2D(4, 1, activation="sigmoid", name="a")(x)
+        dead = layers.Conv2D(4, 1, use_bias=False, name="dead")(inner(x))
+        return layers.Add()([inner(x), dead])
+
+    model = model_of(body)
+    zero_filters(model.get_layer("a"), [0, 1])
+    zero_layer(model.get_layer("dead"))
+    assert strips(model).get_layer("a").filters == 2

@@ -87,6 +87,6 @@ def _reason(graph: ChannelGraph, facts: Facts, value: int, channel: int, constan
         if isinstance(op, Contract) and op.inputs[0] == value:
             if op.pads:
                 return f"{constant:.3g} after {writer} crosses the padded {op.layer}"
-            if not op.foldable:
+            if not op.folds:
                 return f"{constant:.3g} after {writer} cannot become a bias of {op.layer}, which is shared or has none"
     return f"{constant:.3g} after {writer} is read"

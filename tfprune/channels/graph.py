@@ -166,8 +166,8 @@ class ChannelGraph:
                 reason = op.obstacle(self.labels, self.shapes)
                 if reason is not None:
                     op = Opaque(op.layer, op.inputs, op.outputs, reason)
-                elif isinstance(op, Contract) and kernels[op.kernel] > 1:
-                    op.foldable = False
+                elif isinstance(op, Contract):
+                    op.shared = kernels[op.kernel] > 1
                 op = op.settled(self.labels, self.shapes)
                 op.label(self.labels, self.shapes)
                 self.ops.append(op)

@@ -154,7 +154,7 @@ def _foldable(
         and not any(op.output in (*boundary.inputs, *boundary.outputs) for boundary in graph.boundaries)
         and all(
             isinstance(reader, Contract)
-            and reader.foldable
+            and reader.folds
             and reader.groups == 1
             and reader.read_axes == (last,)
             and reader.kernel not in scales

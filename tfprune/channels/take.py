@@ -69,7 +69,7 @@ def bias_shifts(graph: ChannelGraph, facts: Facts, new: Narrowing) -> dict[Weigh
     """kernel -> what its bias gains (flat, over all old outputs) from constant inputs that are gone."""
     shifts = {}
     for op in graph.ops:
-        if not isinstance(op, Contract) or op.pads or not op.foldable:
+        if not isinstance(op, Contract) or op.pads or not op.folds:
             continue
         constant = op.constants_read(facts)
         gone = np.isfinite(constant) & (constant != 0)

@@ -26,6 +26,7 @@ class Contract(Op):
         pads: whether zeros from outside the input enter the sum, so that a constant does not stay constant.
         positions: how often the kernel is applied to one sample; 0 if unknown.
         foldable: whether a constant may be added to (or become) its bias.
+        shared: whether other calls in the graph use the kernel too; then no constant may be added.
     """
 
     kernel: Weight
@@ -36,6 +37,7 @@ class Contract(Op):
     pads: bool = False
     positions: int = 0
     foldable: bool = True
+    shared: bool = False
 
     def __post_init__(self) -> None:
         self.read_axes = tuple(axis for axis, _ in self.read)
@@ -50,6 +52,11 @@ class Contract(Op):
             self.split = (*self.kernel.shape[:outputs], self.groups, size, *self.kernel.shape[outputs + 1 :])
             self.read_slots = (outputs, inputs + (inputs > outputs))
             self.write_slots = (outputs, outputs + 1)
+
+    @property
+    def folds(self) -> bool:
+        """Whether a constant may become part of its bias, or a scale of its kernel."""
+        return self.foldable and not self.shared
 
     def weights(self) -> tuple[Weight, ...]:
         return (self.kernel,) if self.bias is None else (self.kernel, self.bias)
@@ -159,7 +166,7 @@ class Contract(Op):
         value = self.inputs[0]
         constant = facts.constant[value]
         suspect = np.isfinite(constant) & (constant != 0) & facts.read[value]
-        if not suspect.any() or (self.foldable and not self.pads):
+        if not suspect.any() or (self.folds and not self.pads):
             return np.zeros(constant.shape, bool)
         own = Facts(facts.labels, facts.weight, tables=facts.tables)
         own.read[self.output] = facts.read[self.output]
