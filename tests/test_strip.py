@@ -124,6 +124,19 @@ def test_a_constant_does_not_cross_padding(reader):
     assert str(refusal) in str(result) and "a: 2 channels [2, 3] stay" in str(refusal)
 
 
+def test_a_constant_map_is_none_behind_padding():
+    """Every input of b is 0.5, and yet b's outputs differ at the border."""
+
+    def body(x):
+        y = layers.Conv2D(8, 1, activation="sigmoid", name="a")(x)
+        y = layers.Conv2D(5, 3, padding="same", activation="relu", name="b")(y)
+        return layers.Conv2D(4, 1, name="c")(layers.Concatenate()([x, y]))
+
+    model = model_of(body, head=False)
+    zero_layer(model.get_layer("a"))
+    assert "b" not in stripped(model).removed_layers
+
+
 def test_zero_crosses_padding():
     model = model_of(
         lambda x: layers.Conv2D(5, 3, padding="same", name="b")(layers.Conv2D(8, 3, activation="relu", name="a")(x))

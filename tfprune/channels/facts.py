@@ -77,11 +77,13 @@ def reasons(graph: ChannelGraph, facts: Facts, channels: Bools) -> dict[int, str
 def _reason(graph: ChannelGraph, facts: Facts, value: int, channel: int, constant: float) -> str:
     writer = graph.producer[value].layer
     if np.isnan(constant):
-        source = graph.producer[value].inputs[0]
-        before = facts.constant[source][graph.channel_of[graph.labels.of[source]] == channel]
-        if getattr(graph.producer[value], "pads", False) and np.isfinite(before).any():
-            crossing = before[np.isfinite(before)][0]
-            return f"{crossing:.3g} after {graph.producer[source].layer} crosses the padded {writer}"
+        op = graph.producer[value]
+        if getattr(op, "pads", False):
+            source = op.inputs[0]
+            before = facts.constant[source][graph.channel_of[graph.labels.of[source]] == channel]
+            known = before[np.isfinite(before)]
+            if known.size:
+                return f"{known[0]:.3g} after {graph.producer[source].layer} crosses the padded {writer}"
         return f"what {writer} writes there depends on the input, and is read"
     for op in graph.ops:
         if isinstance(op, Contract) and op.inputs[0] == value:
