@@ -72,8 +72,9 @@ def widths(before: keras.Model, after: keras.Model, path: str | os.PathLike) -> 
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(old, default=1))
     axes.set_xlabel("channels")
-    axes.set_title(f"{before.name}: widths before and after", fontsize=11)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title(f"{before.name}: widths before and after", fontsize=11, pad=22)
+    axes.margins(y=0.01)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
 
