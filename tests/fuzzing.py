@@ -79,4 +79,4 @@ def check(builder: Builder, steps: int = 6) -> None:
     builder.outcome = {kind: 1, "smaller": int(removed > 0), "refused": int(bool(result.refusals))}
 
 
-__all__ = ["LIMIT", "limit_for", "VerificationError", "assert_untouched", "check", "snapshot"]
+__all__ = ["LIMIT", "VerificationError", "assert_untouched", "check", "limit_for", "snapshot"]
