@@ -20,6 +20,12 @@ def test_a_difference_is_a_fraction_of_the_largest_output():
         found.raise_if_different("stripping x")
 
 
+def test_each_output_is_measured_against_its_own_scale():
+    large, small = np.array([1000.0, -1000.0]), np.array([0.001, -0.002])
+    found = compare([large, small], [large, small * 1.5], tolerance=1e-5)
+    assert not found.equal and found.relative == pytest.approx(0.5) and found.largest == 0.002
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 1])
 def test_what_one_has_and_the_other_has_not_is_a_difference_in_any_output(bad, place):
