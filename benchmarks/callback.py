@@ -56,7 +56,7 @@ def main(_):
     for mode in ("soft", "hard"):
         keras.utils.set_random_seed(0)
         model = mobilenet_v2_se()
-        model.compile("adam", "sparse_categorical_crossentropy")
+        model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
         callback = Timed("redundancy", thresholds=0.55, mode=mode)
         marks = []
         watch = keras.callbacks.LambdaCallback(

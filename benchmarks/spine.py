@@ -8,8 +8,8 @@ Torch-Pruning counts parameters without moving statistics, and MACs with biases,
 
 Each model is built with weights=None, without its softmax, and given random BatchNormalization statistics and biases;
 L2, ratio 0.5, counts not rounded. Printed for each: channel groups and opaque operations; the largest difference
-between soft-pruned and stripped; parameters and MACs beside Torch-Pruning's; seconds to trace and group (median of 5, and the peer's), and of
-the rebuild beside `clone_model` plus copying the weights (alternating, medians).
+between soft-pruned and stripped; parameters and MACs beside Torch-Pruning's; seconds to trace and group (median of 5,
+and the peer's), and of the rebuild beside `clone_model` plus copying the weights (alternating, medians).
 
 The peer's figures are those of Torch-Pruning 1.6.1 with torch 2.13.0 on a CPU with 2 cores, for torchvision's models.
 VGG16 there has BatchNormalization and MobileNetV3 is the large one, so for those two no comparison of costs is made.
