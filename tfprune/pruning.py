@@ -309,10 +309,10 @@ class Pruning:
         """
         result = self.stripped or self.strip()
         names = output_nodes.split(",") if isinstance(output_nodes, str) else output_nodes
-        report = _export(result.model, self._home() / "Stripped_Dir", ("keras", "pb"), output_nodes=names)
+        report = _export(result.model, self.output_dir / "Stripped_Dir", ("keras", "pb"), output_nodes=names)
         paths = {row.format: Path(row.path) for row in report.rows}
         self.export_ckpt_path, self.export_pb_path = paths["keras"], paths["pb"]
-        write_text(self._home() / "Stripped_Dir" / "Stripped_Summary.txt", f"{result}\n")
+        write_text(self.output_dir / "Stripped_Dir" / "Stripped_Summary.txt", f"{result}\n")
         return self.export_ckpt_path
 
     # -- the short way --------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ class Pruning:
         for threshold in thresholds:
             self.set_threshold(threshold)
         limit = self.monitor.max_failure_rate if max_failure_rate is None else max_failure_rate
-        home = self._home()
+        home = self.output_dir
         try:
             for threshold in thresholds:
                 self.set_threshold(threshold)
@@ -364,9 +364,6 @@ class Pruning:
             if self.monitor.history:
                 self.monitor.to_csv(home / "failure_rates.csv")
         return self.monitor
-
-    def _home(self) -> Path:
-        return self.output_dir
 
     def _train(self, train: Train, directory: Path) -> None:
         result = train(self.model, directory)
@@ -392,7 +389,7 @@ class Pruning:
     ) -> Any:
         """Export the stripped model (it is stripped first if it was not); see `tfprune.export`."""
         result = self.stripped or self.strip()
-        return _export(result.model, self._home() / "export" if directory is None else directory, formats)
+        return _export(result.model, self.output_dir / "export" if directory is None else directory, formats)
 
 
 def _zeros(weights: Any) -> np.ndarray:

@@ -182,7 +182,6 @@ def _only(returned: dict[int, str], asked: NDArray[np.bool_]) -> dict[int, str]:
 def _refusals(graph: ChannelGraph, found: dict[int, str]) -> tuple[Refusal, ...]:
     """One refusal a layer and reason, with the indices along the layer's filters."""
     grouped: dict[tuple[str, str], list[int]] = {}
-    left = dict(found)
     for slot in graph.labels.slots.values():
         if slot.role != "write":
             continue
@@ -190,7 +189,6 @@ def _refusals(graph: ChannelGraph, found: dict[int, str]) -> tuple[Refusal, ...]
         for index, channel in enumerate(channels):
             if channel in found:
                 grouped.setdefault((slot.weight.layer, found[channel]), []).append(index)
-                left.pop(channel, None)
     return tuple(Refusal(layer, tuple(indices), reason) for (layer, reason), indices in grouped.items())
 
 

@@ -7,7 +7,7 @@ from functools import reduce
 import numpy as np
 from keras import layers
 
-from tfprune.keras_graph.lowering import Lowering, Refused, register_rule
+from tfprune.keras_graph.lowering import Lowering, Refused, register_operation, register_rule
 
 
 def folded(function):
@@ -31,6 +31,7 @@ def merge(layer, lower: Lowering) -> int:
     return lower.combine(lower.inputs, kind, function, lower.output_shape)
 
 
+@register_operation("Concatenate")
 @register_rule(layers.Concatenate)
 def concatenate(layer, lower: Lowering):
     rank = len(lower.output_shape)

@@ -76,15 +76,6 @@ def binary(operation, lower: Lowering):
     return lower.combine(values, kind, function, lower.output_shape)
 
 
-@register_operation("Concatenate")
-def concatenate(operation, lower: Lowering):
-    rank = len(lower.output_shape)
-    axis = operation.axis % (rank + 1)
-    if axis == 0:
-        return Refused("it concatenates along the batch axis")
-    return lower.concatenate(lower.inputs, axis - 1, lower.output_shape)
-
-
 @register_operation("Reshape")
 def reshape(operation, lower: Lowering):
     tensor, result = lower.node.input_tensors[0], lower.node.outputs[0]
