@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tfprune.channels.facts import prove, reasons, removable
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.narrow import narrow
-from tfprune.channels.ops import Contract, Facts
+from tfprune.channels.ops import Facts
 from tfprune.channels.plan import PruningPlan
 from tfprune.channels.simplify import Replacement, simplify
 from tfprune.channels.weights import Weight
@@ -167,11 +167,10 @@ def _as_planned(graph: ChannelGraph, plan: PruningPlan) -> Callable[[Weight], ND
 def _asked(graph: ChannelGraph, facts: Facts) -> NDArray[np.bool_]:
     """channel -> whether some layer's filter for it is all zeros, so that a user would expect it to go."""
     result = np.zeros(graph.channels, bool)
-    tables = {op.kernel: op.table(facts) for op in graph.ops if isinstance(op, Contract)}
-    for slot in graph.labels.slots.values():
-        if slot.role == "write":
-            dead = ~tables[slot.weight].any(axis=1).ravel()
-            result[graph.channel_of[slot.labels.ravel()[dead]]] = True
+    for op in graph.ops:
+        for kernel, dead in op.dead(facts).items():
+            labels = graph.labels.slots[kernel, "write"].labels
+            result[graph.channel_of[labels.ravel()[dead]]] = True
     return result
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGraph
-from tfprune.channels.ops import Contract, Facts
+from tfprune.channels.ops import Facts
 from tfprune.channels.weights import Weight
 
 Bools = NDArray[np.bool_]
@@ -52,9 +52,8 @@ def _needed(graph: ChannelGraph, facts: Facts) -> dict[int, Bools]:
     """value -> which of its channels could not be left out there."""
     needed = {value: facts.read[value] & np.isnan(facts.constant[value]) for value in graph.labels.of}
     for op in graph.ops:
-        if isinstance(op, Contract):
-            value = op.inputs[0]
-            needed[value] = needed[value] | op.unfoldable(facts)
+        for value, kept in op.unfoldable(facts).items():
+            needed[value] = needed[value] | kept
     return needed
 
 
@@ -86,9 +85,7 @@ def _reason(graph: ChannelGraph, facts: Facts, value: int, channel: int, constan
                 return f"{known[0]:.3g} after {graph.producer[source].layer} crosses the padded {writer}"
         return f"what {writer} writes there depends on the input, and is read"
     for op in graph.ops:
-        if isinstance(op, Contract) and op.inputs[0] == value:
-            if op.pads:
-                return f"{constant:.3g} after {writer} crosses the padded {op.layer}"
-            if not op.folds:
-                return f"{constant:.3g} after {writer} cannot become a bias of {op.layer}, which is shared or has none"
+        kept = op.unfoldable(facts).get(value) if value in op.inputs else None
+        if kept is not None and (kept & (graph.channel_of[graph.labels.of[value]] == channel)).any():
+            return op.why_unfoldable(constant, writer)
     return f"{constant:.3g} after {writer} is read"

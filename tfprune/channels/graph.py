@@ -30,6 +30,9 @@ class Call:
         origin: the node of the model; the calls of a nested model that is called twice share it.
         arrays: argument number -> value, for arrays written into the model.
         configure: from where everything is in the smaller model to what changes in the layer's settings.
+        rewrite: how the call is written where it cannot stay as it is: from the smaller model's positions, the
+            operation and its new tensors to the result; None there says that it can stay.
+        factors: weight -> by how much it is multiplied in the smaller model.
     """
 
     layer: str
@@ -40,6 +43,8 @@ class Call:
     origin: Any = None
     configure: Callable[[Narrowing], dict[str, Any]] | None = None
     arrays: dict[int, int] = field(default_factory=dict)
+    rewrite: Callable[..., Any] | None = None
+    factors: dict[Weight, Callable[[Narrowing], float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

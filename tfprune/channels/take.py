@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGraph
-from tfprune.channels.ops import Contract, Facts, Narrowing
+from tfprune.channels.ops import Facts, Narrowing, Op
 from tfprune.channels.weights import Slot, Weight
 
 
@@ -65,17 +65,7 @@ def _take_groups(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
     return np.concatenate(blocks, axis=-1)
 
 
-def bias_shifts(graph: ChannelGraph, facts: Facts, new: Narrowing) -> dict[Weight, NDArray]:
-    """kernel -> what its bias gains (flat, over all old outputs) from constant inputs that are gone."""
-    shifts = {}
-    for op in graph.ops:
-        if not isinstance(op, Contract) or op.pads or not op.folds:
-            continue
-        constant = op.constants_read(facts)
-        gone = np.isfinite(constant) & (constant != 0)
-        gone[new.indices[op.kernel, "read"].ravel()] = False
-        if gone.any():
-            shift = op.sums(facts, np.where(gone, constant, 0.0))
-            if shift.any():
-                shifts[op.kernel] = shift
-    return shifts
+def bias_shifts(graph: ChannelGraph, facts: Facts, new: Narrowing) -> dict[Op, NDArray]:
+    """op -> what its bias gains (flat, over all old outputs) from constant inputs that are gone."""
+    found = {op: op.shift(facts, new) for op in graph.ops}
+    return {op: shift for op, shift in found.items() if shift is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,6 +99,8 @@ class Lowering:
         ops: what has been written so far.
         arrays: argument number -> value, for arrays written into the model that may be narrowed.
         configure: which settings follow the widths, see `settings`.
+        rewriter: how the call is written anew, see `rewrite`.
+        factors: weights that are multiplied when widths change, see `compensate`.
     """
 
     def __init__(
@@ -115,6 +118,8 @@ class Lowering:
         self.ops: list[Op] = []
         self.arrays: dict[int, int] = {}
         self.configure: Callable[[Narrowing], dict[str, Any]] | None = None
+        self.rewriter: Callable[..., Any] | None = None
+        self.factors: dict[Weight, Callable[[Narrowing], float]] = {}
         self._new_value, self._weight = new_value, weight
 
     def shape(self, value: int) -> Shape:
@@ -131,8 +136,42 @@ class Lowering:
         return self._weight(variable, self.layer)
 
     def settings(self, configure: Callable[[Narrowing], dict[str, Any]]) -> None:
-        """Say which of the layer's settings follow its widths: a function from the smaller model's positions."""
+        """Say which of the layer's settings follow its widths: a function from the smaller model's positions.
+
+        A setting of a layer inside it is named with a slash: `layer/units`.
+        """
         self.configure = configure
+
+    def rewrite(self, write: Callable[..., Any]) -> None:
+        """Say how the call is written in the smaller model where its settings are not enough.
+
+        Args:
+            write: from (positions in the smaller model, the new operation, its new tensors) to the new output; None
+                where the call can stay as it is. Only used if something near the call has become narrower.
+        """
+        self.rewriter = write
+
+    def compensate(self, variable: Any, factor: Callable[[Narrowing], float]) -> None:
+        """Multiply a weight in the smaller model, where the layer's scale depends on a width."""
+        self.factors[self.weight(variable)] = factor
+
+    def within(self, layer: Any, inputs: Sequence[int], output_shapes: Sequence[Shape]) -> tuple[int, ...] | Refused:
+        """Lower a layer that this one uses by that layer's own rule.
+
+        Returns:
+            its outputs; this call's `settings` are then that layer's. Or why that layer is not followed.
+        """
+        rule = find_rule(layer)
+        if rule is None:
+            return Refused(f"{layer.name}, a {type(layer).__name__}, in it is not followed")
+        inner = copy.copy(self)
+        inner.inputs, inner.output_shapes = tuple(inputs), tuple(output_shapes)
+        inner.configure = None
+        result: Any = rule(layer, inner)
+        if isinstance(result, Refused):
+            return result
+        self.configure = inner.configure
+        return result if isinstance(result, tuple) else (result,)
 
     def contract(
         self,
@@ -282,6 +321,8 @@ class Lowering:
     def opaque(self, reason: str) -> tuple[int, ...]:
         """Nothing is known of this call: what it touches stays."""
         outputs = tuple(self._new_value(shape) for shape in self.output_shapes)
-        self.ops = [Opaque(self.layer, self.inputs, outputs, reason)]
-        self.configure = None
+        self.ops[:] = [Opaque(self.layer, self.inputs, outputs, reason)]
+        self.configure, self.rewriter = None, None
+        self.arrays.clear()
+        self.factors.clear()
         return outputs

@@ -17,9 +17,10 @@ from keras.src.saving import serialization_lib
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import Boundary, Call, ChannelGraph
-from tfprune.channels.ops import Contract, Facts, Narrowing
+from tfprune.channels.ops import Facts, Narrowing
 from tfprune.channels.simplify import Replacement
 from tfprune.channels.take import bias_shifts, slots_by_weight, take
+from tfprune.channels.weights import Weight
 from tfprune.errors import TfpruneError, TraceError
 from tfprune.keras_graph.trace import functional_of, nodes_of
 
@@ -46,14 +47,19 @@ class _Rebuilder:
         self.graph, self.facts, self.new, self.replacements = graph, facts, new, replacements
         self.calls: dict[int, Call] = {id(call.origin): call for call in reversed(graph.calls)}
         self.boundaries: dict[int, Boundary] = {id(b.origin): b for b in reversed(graph.boundaries)}
-        self.shifts = bias_shifts(graph, facts, new)
         self.slots = slots_by_weight(graph)
         self.weights = {id(variable): weight for weight, variable in graph.variables.items()}
+        self.factors = {weight: factor for call in graph.calls for weight, factor in call.factors.items()}
         self.rebuilt: dict[int, Any] = {}
-        contracts = [op for op in graph.ops if isinstance(op, Contract) and op.kernel in self.shifts]
-        # A bias and the kernel whose constants it gains; kernels that need a bias from now on.
-        self.biases = {op.bias: op.kernel for op in contracts if op.bias is not None}
-        self.new_biases = {op.kernel for op in contracts if op.bias is None}
+        # What biases gain; and what they become where a kernel has none.
+        self.shifts: dict[Weight, NDArray] = {}
+        self.new_biases: dict[Weight, NDArray] = {}
+        for op, shift in bias_shifts(graph, facts, new).items():
+            kernel, bias = op.weights()[0], getattr(op, "bias", None)
+            if bias is not None:
+                self.shifts[bias] = shift
+            else:
+                self.new_biases[kernel] = shift[new.indices[kernel, "write"].ravel()]
 
     def function(self, model: Any, boundary: Boundary | None) -> Any:
         """Rebuild a Functional or Sequential model; `boundary` says where a nested one is called."""
@@ -106,12 +112,22 @@ class _Rebuilder:
             if replacement is not None and (replacement.scale is not None or replacement.shift is not None):
                 result = self._vector(node, replacement, call)(result)
         else:
-            args, kwargs = node.arguments.fill_in(tensors)
-            if call is not None and call.arrays:
-                args, kwargs = self._arrays(call, args, kwargs)
-            result = self._call(node, lambda operation: operation(*args, **kwargs))
+            result = self._rewritten(node, call, left)
+            if result is None:
+                args, kwargs = node.arguments.fill_in(tensors)
+                if call is not None and call.arrays:
+                    args, kwargs = self._arrays(call, args, kwargs)
+                result = self._call(node, lambda operation: operation(*args, **kwargs))
         for old, new in zip(node.outputs, keras.tree.flatten(result), strict=True):
             tensors[id(old)] = new
+
+    def _rewritten(self, node: Any, call: Call | None, tensors: list[Any]) -> Any:
+        """What a call is written as where it cannot stay as it is; None where it can."""
+        if call is None or call.rewrite is None:
+            return None
+        if not any(self.new.narrowed(value) for value in (*call.inputs, *call.outputs)):
+            return None
+        return call.rewrite(self.new, node.operation, tensors)
 
     def _call(self, node: Any, call: Callable[[Any], Any]) -> Any:
         operation, finish = self._operation(node)
@@ -148,7 +164,8 @@ class _Rebuilder:
         bias = self._new_bias(layer)
         if bias is not None:
             config["use_bias"], named["bias"] = True, bias
-        config.update({name: value for name, value in settings.items() if name in config})
+        for name, value in settings.items():
+            _set(config, name, value)
         result = made(layer, config)
         if not names:
             return result, lambda: None
@@ -162,16 +179,19 @@ class _Rebuilder:
             return keras.ops.convert_to_numpy(variable)
         array = self.facts.weight(weight)
         slots = self.slots.get(weight)
-        if weight in self.biases:
-            array = (array + self.shifts[self.biases[weight]]).astype(array.dtype)
-        return array if slots is None else take(array, slots, self.new)
+        if weight in self.shifts:
+            array = (array + self.shifts[weight].reshape(array.shape)).astype(array.dtype)
+        if slots is not None:
+            array = take(array, slots, self.new)
+        factor = self.factors[weight](self.new) if weight in self.factors else 1.0
+        return array if factor == 1 else (array * factor).astype(array.dtype)
 
     def _new_bias(self, layer: Any) -> NDArray | None:
         """The bias that a layer without one needs from now on."""
         for variable in layer.weights if self.new_biases else ():
             kernel = self.weights.get(id(variable))
             if kernel in self.new_biases:
-                return self.shifts[kernel][self.new.indices[kernel, "write"].ravel()]
+                return self.new_biases[kernel]
         return None
 
     def _arrays(self, call: Call, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -211,6 +231,16 @@ def configuration(layer: keras.layers.Layer) -> dict[str, Any]:
         if isinstance(value, dict) and value.get("class_name") == "function" and callable(getattr(layer, name, None)):
             config[name] = getattr(layer, name)
     return config
+
+
+def _set(config: dict[str, Any], name: str, value: Any) -> None:
+    """Change a setting; `layer/units` is a setting of the layer inside. What is not a setting is passed over."""
+    outer, _, inner = name.partition("/")
+    if inner and isinstance(config.get(outer), dict):
+        config[outer] = {**config[outer], "config": dict(config[outer]["config"])}
+        _set(config[outer]["config"], inner, value)
+    elif outer in config:
+        config[outer] = value
 
 
 def made(layer: keras.layers.Layer, config: dict[str, Any]) -> Any:

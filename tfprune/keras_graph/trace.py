@@ -95,6 +95,7 @@ class _Tracer:
         self.boundaries: list[Boundary] = []
         self.variables: dict[Weight, Any] = {}
         self._weights: dict[int, Weight] = {}
+        self._keys: dict[str, int] = {}
 
     def new_value(self, shape: Shape) -> int:
         value = len(self.shapes)
@@ -110,8 +111,13 @@ class _Tracer:
     def weight(self, variable: Any, layer: str) -> Weight:
         known = self._weights.get(id(variable))
         if known is None:
-            known = self._weights[id(variable)] = Weight(f"{layer}/{variable.name}", tuple(variable.shape))
-            self.variables[known] = variable
+            # Inside the layer: `kernel`, or `query/kernel` of a layer that has layers.
+            parts = str(variable.path or variable.name).split("/")
+            own = layer.rpartition("/")[2]
+            key = "/".join([layer, *parts[parts.index(own) + 1 :]]) if own in parts[:-1] else f"{layer}/{variable.name}"
+            count = self._keys[key] = self._keys.get(key, 0) + 1
+            known = Weight(key if count == 1 else f"{key}#{count}", tuple(variable.shape))
+            self._weights[id(variable)], self.variables[known] = known, variable
         return known
 
     def follow(self, functional: Any, inputs: Sequence[int], path: str) -> list[int]:
@@ -157,6 +163,8 @@ class _Tracer:
                 node,
                 lowering.configure,
                 lowering.arrays,
+                lowering.rewriter,
+                lowering.factors,
             )
         )
         return outputs

@@ -77,6 +77,11 @@ class Narrowing:
         """Whether nothing is left of the value."""
         return self.kept[value].size == 0
 
+    def narrowed(self, value: int) -> bool:
+        """Whether any of the value's channels are gone or elsewhere."""
+        kept = self.kept[value]
+        return kept.size != self.labels[value].size or bool((kept.ravel() != np.arange(kept.size)).any())
+
     def shape(self, value: int) -> Shape:
         """The value's new shape, without the batch axis."""
         labels = self.labels[value]
@@ -163,3 +168,19 @@ class Op:
 
     def narrow(self, new: Narrowing) -> None:
         raise NotImplementedError
+
+    def unfoldable(self, facts: Facts) -> dict[int, Bools]:
+        """Input value -> which of its channels are constants that this op reads and could not do without."""
+        return {}
+
+    def why_unfoldable(self, constant: float, writer: str) -> str:
+        """Why a constant has to stay, in words."""
+        return f"{constant:.3g} after {writer} is read by {self.layer}"
+
+    def shift(self, facts: Facts, new: Narrowing) -> Floats | None:
+        """What the bias gains from constant inputs that are gone, flat over all old outputs; None for nothing."""
+        return None
+
+    def dead(self, facts: Facts) -> dict[Weight, Bools]:
+        """Kernel -> which of the labels that it writes have filters of zeros, flat."""
+        return {}

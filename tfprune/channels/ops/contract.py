@@ -161,17 +161,35 @@ class Contract(Op):
         needed = table.any(axis=2) if grouped.all() else (table & grouped).any(axis=2)
         self.demand_inputs(facts, needed.ravel())
 
-    def unfoldable(self, facts: Facts) -> Bools:
-        """Which inputs are a constant other than 0 that is read and cannot be taken into a bias."""
+    def unfoldable(self, facts: Facts) -> dict[int, Bools]:
         value = self.inputs[0]
         constant = facts.constant[value]
         suspect = np.isfinite(constant) & (constant != 0) & facts.read[value]
         if not suspect.any() or (self.folds and not self.pads):
-            return np.zeros(constant.shape, bool)
-        own = Facts(facts.labels, facts.weight, tables=facts.tables)
+            return {}
+        own = Facts(facts.labels, facts.weight, constant=facts.constant, tables=facts.tables)
         own.read[self.output] = facts.read[self.output]
         self.backward(own)
-        return suspect & own.read[value]
+        return {value: suspect & own.read[value]}
+
+    def why_unfoldable(self, constant: float, writer: str) -> str:
+        if self.pads:
+            return f"{constant:.3g} after {writer} crosses the padded {self.layer}"
+        return f"{constant:.3g} after {writer} cannot become a bias of {self.layer}, which is shared or has none"
+
+    def shift(self, facts: Facts, new: Narrowing) -> Floats | None:
+        if self.pads or not self.folds:
+            return None
+        constant = self.constants_read(facts)
+        gone = np.isfinite(constant) & (constant != 0)
+        gone[new.indices[self.kernel, "read"].ravel()] = False
+        if not gone.any():
+            return None
+        shift = self.sums(facts, np.where(gone, constant, 0.0))
+        return shift if shift.any() else None
+
+    def dead(self, facts: Facts) -> dict[Weight, Bools]:
+        return {self.kernel: ~self.table(facts).any(axis=1).ravel()}
 
     def demand_inputs(self, facts: Facts, needed: Bools) -> None:
         """Pass `needed`, flat over the read axes, on to the value that is read."""
