@@ -29,6 +29,8 @@ class Labels:
         blocks: for each batch of labels that was made together, its first label; ascending.
         protections: (labels, reason) of what may not be removed.
         slots: where channels live in the weights; the calls of a shared layer meet here.
+        names: first label of a batch -> who made it, where that is no layer that writes it.
+        contained: (outer, inner) labels: the inner ones go when the outer ones go (a head and its channels).
     """
 
     of: dict[int, Indices] = field(default_factory=dict)
@@ -36,12 +38,16 @@ class Labels:
     blocks: list[int] = field(default_factory=list)
     protections: list[tuple[Indices, str]] = field(default_factory=list)
     slots: dict[tuple[Weight, str], Slot] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    contained: list[tuple[Indices, Indices]] = field(default_factory=list)
     _ties: list[tuple[Indices, Indices]] = field(default_factory=list)
     _lockstep: list[tuple[Indices, Indices]] = field(default_factory=list)
 
-    def fresh(self, size: int) -> Indices:
+    def fresh(self, size: int, name: str = "") -> Indices:
         """`size` labels that nothing else carries yet."""
         self.blocks.append(self.count)
+        if name:
+            self.names[self.count] = name
         self.count += size
         return np.arange(self.count - size, self.count)
 
@@ -65,6 +71,11 @@ class Labels:
         """Have selection choose `a` and `b` together; strip may still tell them apart."""
         a, b = np.broadcast_arrays(a, b)
         self._lockstep.append((a.ravel(), b.ravel()))
+
+    def contain(self, outer: Indices, inner: Indices) -> None:
+        """Have `inner` go whenever `outer` goes (they broadcast); the inner ones may go by themselves."""
+        outer, inner = np.broadcast_arrays(outer, inner)
+        self.contained.append((outer.ravel(), inner.ravel()))
 
     def protect(self, labels: Indices, reason: str) -> None:
         """Never remove these labels, because of `reason`."""

@@ -30,13 +30,13 @@ def take(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
         return array
     rank = array.ndim
     array = array.reshape(slots[0].split)
-    if array.ndim > rank and len(slots) > 1:
-        return _take_groups(array, slots, new)
-    for slot in slots:
-        # The flat positions are a grid over the slot's axes; `narrow` has made sure of it.
-        grid = np.unravel_index(new.indices[slot.weight, slot.role], slot.labels.shape)
-        for axis, index in zip(slot.axes, grid, strict=True):
-            array = np.take(array, _distinct(index), axis=axis)
+    read = next((slot for slot in slots if slot.role == "read"), None)
+    write = next((slot for slot in slots if slot.role == "write"), None)
+    if read and write and set(read.axes) & set(write.axes):
+        array = _take_blocks(array, read, write, new)
+    else:
+        for slot in slots:
+            array = _take_slot(array, slot, new.indices[slot.weight, slot.role])
     return array if array.ndim == rank else array.reshape(*array.shape[: rank - 1], -1)
 
 
@@ -45,24 +45,30 @@ def _whole(slot: Slot, indices: NDArray) -> bool:
     return slot.labels.size == indices.size and bool((indices.ravel() == np.arange(indices.size)).all())
 
 
-def _distinct(index: NDArray) -> NDArray:
-    """The different entries, in the order in which they come."""
-    _, first = np.unique(index, return_index=True)
-    return index.ravel()[np.sort(first)]
+def _take_slot(array: NDArray, slot: Slot, indices: NDArray) -> NDArray:
+    """Gather along a slot's axes; over several axes each row may keep other positions (heads)."""
+    if len(slot.axes) == 1:
+        return np.take(array, indices.ravel(), axis=slot.axes[0])
+    front = tuple(range(len(slot.axes)))
+    moved = np.moveaxis(array, slot.axes, front)
+    flat = moved.reshape(-1, *moved.shape[len(front) :])
+    return np.moveaxis(flat[indices.ravel()].reshape(*indices.shape, *flat.shape[1:]), front, slot.axes)
 
 
-def _take_groups(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
-    """A grouped kernel, split as (..., inputs of a group, groups, outputs of a group)."""
-    read = next(slot for slot in slots if slot.role == "read")
-    write = next(slot for slot in slots if slot.role == "write")
-    inputs, outputs = (np.divmod(new.indices[s.weight, s.role], s.labels.shape[1]) for s in (read, write))
+def _take_blocks(array: NDArray, read: Slot, write: Slot, new: Narrowing) -> NDArray:
+    """A kernel with groups: along its first slot axis each block has inputs and outputs of its own."""
+    axes = (read.axes[0], read.axes[1], write.axes[1])
+    moved = np.moveaxis(array, axes, (-3, -2, -1))
+    inputs, outputs = (np.divmod(new.indices[s.weight, s.role].ravel(), s.labels.shape[1]) for s in (read, write))
     blocks = [
         np.take(
-            np.take(array[..., group, :], inputs[1][inputs[0] == group], axis=-2), outputs[1][outputs[0] == group], -1
+            np.take(moved[..., group, :, :], inputs[1][inputs[0] == group], axis=-2),
+            outputs[1][outputs[0] == group],
+            axis=-1,
         )
         for group in np.unique(outputs[0])
     ]
-    return np.concatenate(blocks, axis=-1)
+    return np.moveaxis(np.stack(blocks, axis=-3), (-3, -2, -1), axes)
 
 
 def bias_shifts(graph: ChannelGraph, facts: Facts, new: Narrowing) -> dict[Op, NDArray]:

@@ -22,7 +22,8 @@ class Contract(Op):
         read: (value axis, kernel axis) of what is summed over.
         write: (value axis, kernel axis) of what is written.
         bias: of the size of the written axes, if there is one.
-        groups: of a grouped convolution; then `read` and `write` are one axis each.
+        groups: of a grouped convolution, whose kernel is (..., inputs of a group, outputs); or, where `read` and
+            `write` are two axes each, how many blocks of inputs have outputs of their own along the first.
         pads: whether zeros from outside the input enter the sum, so that a constant does not stay constant.
         positions: how often the kernel is applied to one sample; 0 if unknown.
         foldable: whether a constant may be added to (or become) its bias.
@@ -46,12 +47,18 @@ class Contract(Op):
         # A grouped kernel (k, inputs/groups, outputs) is really (k, inputs/groups, groups, outputs/groups).
         self.split = self.kernel.shape
         self.read_slots, self.write_slots = read, write
-        if self.groups > 1:
+        self.sizes = tuple(self.kernel.shape[axis] for axis in write)
+        if self.groups > 1 and len(read) == 1:
             inputs, outputs = read[0], write[0]
             size = self.kernel.shape[outputs] // self.groups
             self.split = (*self.kernel.shape[:outputs], self.groups, size, *self.kernel.shape[outputs + 1 :])
             self.read_slots = (outputs, inputs + (inputs > outputs))
             self.write_slots = (outputs, outputs + 1)
+
+    def _read_sizes(self) -> list[int]:
+        """The old sizes of the axes that are read."""
+        times = self.groups if len(self.read) == 1 else 1
+        return [self.kernel.shape[axis] * times for _, axis in self.read]
 
     @property
     def folds(self) -> bool:
@@ -66,7 +73,7 @@ class Contract(Op):
 
     def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
         source = along(labels, labels.of[self.inputs[0]], shapes[self.inputs[0]], self.read_axes)
-        sizes = tuple(self.kernel.shape[axis] for _, axis in self.write)
+        sizes = self.sizes
         known = labels.slots.get((self.kernel, "write"))
         target = known.labels.reshape(sizes) if known else labels.fresh(math.prod(sizes)).reshape(sizes)
         if self.groups > 1:
@@ -127,8 +134,8 @@ class Contract(Op):
             first = constant.min(axis=others, keepdims=True)
             constant = np.where((constant == first).all(axis=others, keepdims=True), first, np.nan)
         sizes = [1] * constant.ndim
-        for axis, kernel_axis in self.read:
-            sizes[axis] = self.kernel.shape[kernel_axis] * (self.groups if self.groups > 1 else 1)
+        for axis, size in zip(self.read_axes, self._read_sizes(), strict=True):
+            sizes[axis] = size
         constant = np.broadcast_to(constant, sizes)
         rest = tuple(axis for axis in range(constant.ndim) if axis not in self.read_axes)
         return constant.transpose(*self.read_axes, *rest).ravel()
@@ -148,9 +155,8 @@ class Contract(Op):
         if self.bias is not None:
             result = result + np.asarray(facts.weight(self.bias), np.float64).ravel()
         result = np.where(np.isfinite(result), result, np.nan)
-        sizes = [self.kernel.shape[axis] for _, axis in self.write]
         shape = facts.labels[self.output].shape
-        facts.constant[self.output] = result.reshape(sizes).transpose(np.argsort(self.write_axes)).reshape(shape)
+        facts.constant[self.output] = result.reshape(self.sizes).transpose(np.argsort(self.write_axes)).reshape(shape)
 
     def backward(self, facts: Facts) -> None:
         read = facts.read[self.output]
@@ -194,7 +200,7 @@ class Contract(Op):
     def demand_inputs(self, facts: Facts, needed: Bools) -> None:
         """Pass `needed`, flat over the read axes, on to the value that is read."""
         value = self.inputs[0]
-        sizes = [self.kernel.shape[axis] * (self.groups if self.groups > 1 else 1) for _, axis in self.read]
+        sizes = self._read_sizes()
         full = [1] * facts.labels[value].ndim
         for axis, size in zip(self.read_axes, sizes, strict=True):
             full[axis] = size
@@ -206,39 +212,54 @@ class Contract(Op):
         slot = new.slots[self.kernel, "write"]
         target = np.flatnonzero(new.keep[slot.labels.ravel()])
         if self.groups > 1:
-            target = self._narrow_groups(new, source, target)
+            self._narrow_groups(new, source.ravel(), target)
         elif source.size == 0 and target.size:
             # One channel that it may read, so that it can write its constants.
             raise Violation(new.labels[value].ravel()[:1], f"{self.layer} would have nothing left to read")
-        elif not self._rectangular(target):
-            raise Violation(slot.labels, f"{self.layer} would have heads of different sizes")
+        target = self._rectangle(target, slot.labels)
         new.fix(self.kernel, "read", source, new.labels[value])
         new.fix(self.kernel, "write", target, new.labels[self.output])
         if self.bias is not None:
             new.fix(self.bias, "bias", target, new.labels[self.output])
         self._place(new, target)
 
-    def _rectangular(self, target: Indices) -> bool:
-        sizes = [self.kernel.shape[axis] for _, axis in self.write]
-        counts = [len(np.unique(index)) for index in np.unravel_index(target, sizes)] if len(sizes) > 1 else [0]
-        return len(sizes) == 1 or math.prod(counts) == target.size
+    def _rectangle(self, target: Indices, labels: Indices) -> Indices:
+        """The flat positions that are left, shaped as the axes that are left.
+
+        Each head may have lost other channels, but all must have lost equally many.
+
+        Raises:
+            Violation: with labels that make them even.
+        """
+        if len(self.sizes) < 2:
+            return target
+        heads, size = math.prod(self.sizes[:-1]), self.sizes[-1]
+        counts = np.bincount(target // size, minlength=heads)
+        alive, most = counts > 0, int(counts.max(initial=0))
+        if (counts[alive] < most).any():
+            by_head = labels.reshape(heads, size)
+            short = [
+                _first_missing(by_head[head], target[target // size == head] % size, most - counts[head])
+                for head in np.flatnonzero(alive & (counts < most))
+            ]
+            raise Violation(np.concatenate(short), f"{self.layer} would have heads of different sizes")
+        left = [len(np.unique(index)) for index in np.unravel_index(np.flatnonzero(alive), self.sizes[:-1])]
+        if math.prod(left) != int(alive.sum()):
+            raise Violation(labels, f"{self.layer} would have heads that are no grid")
+        return target.reshape(*left, most)
 
     def _place(self, new: Narrowing, target: Indices) -> None:
         """Say where the written channels are in the new output."""
-        sizes = [self.kernel.shape[axis] for _, axis in self.write]
-        left = (
-            [target.size] if len(sizes) == 1 else [len(np.unique(index)) for index in np.unravel_index(target, sizes)]
-        )
         order = np.argsort(self.write_axes)
         shape = [1] * len(new.shapes[self.output])
-        for axis, size in zip(self.write_axes, left, strict=True):
+        for axis, size in zip(self.write_axes, target.shape, strict=True):
             shape[axis] = size
         # Positions count along the label array, whose axes may come in another order than the kernel's.
-        where = np.arange(math.prod(sizes)).reshape([sizes[i] for i in order])
+        where = np.arange(math.prod(self.sizes)).reshape([self.sizes[i] for i in order])
         flat = where.transpose(np.argsort(order)).ravel()[target]
-        new.kept[self.output] = flat.reshape(left).transpose(order).reshape(shape)
+        new.kept[self.output] = flat.transpose(order).reshape(shape)
 
-    def _narrow_groups(self, new: Narrowing, source: Indices, target: Indices) -> Indices:
+    def _narrow_groups(self, new: Narrowing, source: Indices, target: Indices) -> None:
         """Groups must stay rectangular: all of one size, or gone altogether.
 
         Raises:
@@ -267,7 +288,6 @@ class Contract(Op):
         if not np.array_equal(source, np.concatenate([*(sources[group] for group in alive), source[:0]])):
             raise Violation(inputs, f"{self.layer}'s groups would be mixed up")
         new.groups[self.kernel] = len(alive)
-        return target
 
 
 def _first_missing(labels: Indices, present: Indices, count: int) -> Indices:
