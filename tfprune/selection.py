@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGraph, ChannelGroup, Member
+from tfprune.channels.ops import Contract
 from tfprune.channels.plan import PruningPlan
 from tfprune.channels.removal import can_drop, droppable
 from tfprune.channels.weights import Weight
@@ -29,6 +30,7 @@ def select(
     round_to: int = 4,
     scopes: str | Sequence[str] | None = None,
     layers: bool = False,
+    heads: bool = False,
 ) -> PruningPlan:
     """Choose which channels go, and change nothing.
 
@@ -46,6 +48,7 @@ def select(
         layers: also take whole convolutions that the model can live without (those of a residual branch, an SE
             gate): by threshold those whose filters' mean redundancy exceeds it; by ratio that fraction of them, the
             most redundant first.
+        heads: take whole attention heads instead of widths inside of them.
 
     Returns:
         a `PruningPlan`; print it before applying it.
@@ -66,8 +69,9 @@ def select(
     read = _cached(graph.weight)
     known: dict = {}
     chosen, refusals, redundancies = [], [], {}
+    held = {name for group in graph.groups for name in group.holds}
     for group in graph.groups:
-        if not inside(group.writers):
+        if not inside(group.writers) or (group.name in held if heads else group.holds):
             continue
         if not group.prunable:
             refusals.append(Refusal(group.name, tuple(range(group.width)), group.reason))
@@ -188,12 +192,14 @@ def _whole_layers(
     inside: Callable[[Iterable[str]], bool],
 ) -> tuple[str, ...]:
     """The convolutions that go whole, the most redundant first, as long as the model can live without them."""
-    slots = {slot.weight.layer: slot for slot in graph.labels.slots.values() if slot.role == "write"}
     candidates = [layer for layer in droppable(graph) if inside([layer])]
+    # What is dropped is what the layer's last kernel writes.
+    kernels = {op.layer: op.weights()[0] for op in graph.ops if isinstance(op, Contract)}
     redundancy = {}
     for layer in candidates:
-        positions = np.arange(slots[layer].labels.size)
-        group = ChannelGroup(layer, positions, "", [Member(slots[layer], positions, positions)])
+        slot = graph.labels.slots[kernels[layer], "write"]
+        positions = np.arange(slot.labels.size)
+        group = ChannelGroup(layer, positions, "", [Member(slot, positions, positions)])
         redundancy[layer] = float(_redundancies(score, GroupWeights(group, read)).mean())
     most = len(candidates) if amount.ratio is None else int(amount.ratio * len(candidates) + 1e-9)
     taken: list[str] = []

@@ -20,7 +20,7 @@ from tfprune.channels.weights import Weight
 Bools = NDArray[np.bool_]
 
 
-def prove(graph: ChannelGraph, weight: Callable[[Weight], NDArray], tables: dict[Weight, Bools] | None = None) -> Facts:
+def prove(graph: ChannelGraph, weight: Callable[[Weight], NDArray], tables: dict | None = None) -> Facts:
     """Find the constants and the reads of every channel of every value.
 
     Args:

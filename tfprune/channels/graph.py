@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.labels import Indices, Labels, Shape
-from tfprune.channels.ops import Contract, Narrowing, Op, Opaque
+from tfprune.channels.ops import Contract, Narrowing, Op, Opaque, Recurrent
 from tfprune.channels.weights import Slot, Weight
 from tfprune.tables import table
 
@@ -49,12 +49,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Boundary:
-    """A nested model's call: all its inputs and outputs exist if any output is needed."""
+    """A nested model's or composite layer's call: all its inputs and outputs exist if any output is needed.
+
+    Attributes:
+        body: the calls it consists of, as the rebuild walks them.
+    """
 
     layer: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     origin: Any = None
+    body: Any = None
 
 
 class Member(NamedTuple):
@@ -89,12 +94,14 @@ class ChannelGroup:
         units: which of the graph's units they are; a unit is what selection chooses as one.
         reason: why none of them may go; empty if they may.
         members: their parts of the weights.
+        holds: the groups whose channels are inside of these: widths inside of attention heads.
     """
 
     name: str
     units: Indices
     reason: str
     members: list[Member] = field(default_factory=list)
+    holds: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -142,6 +149,7 @@ class ChannelGraph:
         channel_of: label -> channel: what strip keeps or removes as one.
         unit_of: label -> unit: what selection chooses as one (coarser for grouped convolutions).
         model: the traced model; `variables` finds a weight's variable in it.
+        body: the calls it consists of, as the rebuild walks them.
     """
 
     def __init__(
@@ -154,8 +162,9 @@ class ChannelGraph:
         boundaries: Sequence[Boundary] = (),
         model: Any = None,
         variables: dict[Weight, Any] | None = None,
+        body: Any = None,
     ):
-        self.name, self.shapes, self.model, self.variables = name, shapes, model, variables or {}
+        self.name, self.shapes, self.model, self.variables, self.body = name, shapes, model, variables or {}, body
         self.inputs, self.outputs, self.boundaries = tuple(inputs), tuple(outputs), tuple(boundaries)
         self.calls = list(calls)
         self.labels = Labels()
@@ -163,21 +172,32 @@ class ChannelGraph:
         self._label()
         self.channel_of = self.labels.channels()
         self.unit_of = self.labels.units()
+        self._protect_containers()
 
     def _label(self) -> None:
-        kernels = Counter(op.kernel for call in self.calls for op in call.ops if isinstance(op, Contract))
+        kernels = Counter(op.kernel for call in self.calls for op in call.ops if isinstance(op, Contract | Recurrent))
         for call in self.calls:
             for op in call.ops:
                 reason = op.obstacle(self.labels, self.shapes)
                 if reason is not None:
                     op = Opaque(op.layer, op.inputs, op.outputs, reason)
-                elif isinstance(op, Contract):
+                elif isinstance(op, Contract | Recurrent):
                     op.shared = kernels[op.kernel] > 1
                 op = op.settled(self.labels, self.shapes)
                 op.label(self.labels, self.shapes)
                 self.ops.append(op)
         for value in self.outputs:
             self.labels.protect(self.labels.of[value], "it is an output of the model")
+
+    def _protect_containers(self) -> None:
+        """A head stays if anything inside must."""
+        for outer, inner in self.labels.contained:
+            reason_of = np.full(self.channels, -1)
+            for number, (labels, _) in reversed(list(enumerate(self.labels.protections))):
+                reason_of[self.channel_of[labels]] = number
+            reasons = reason_of[self.channel_of[inner]]
+            for number in np.unique(reasons[reasons >= 0]).tolist():
+                self.labels.protect(outer[reasons == number], self.labels.protections[number][1])
 
     def weight(self, weight: Weight) -> NDArray:
         """A weight's array, read from the traced model."""
@@ -213,7 +233,32 @@ class ChannelGraph:
         chosen[units] = True
         result = np.zeros(self.channels, bool)
         result[self.channel_of] = chosen[self.unit_of]
-        return result
+        return self.with_contents(result)
+
+    def with_contents(self, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A mask over channels, with all channels inside of those that go."""
+        outer, inner = self.contained
+        gone = gone.copy()
+        while len(inner) and not gone[inner[gone[outer]]].all():
+            gone[inner[gone[outer]]] = True
+        return gone
+
+    def with_containers(self, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A mask over channels, with those (attention heads) of which nothing inside is left."""
+        outer, inner = self.contained
+        if not len(outer):
+            return gone
+        emptied = np.zeros(self.channels, bool)
+        emptied[outer] = True
+        emptied[outer[~gone[inner]]] = False
+        return gone | emptied
+
+    @cached_property
+    def contained(self) -> tuple[Indices, Indices]:
+        """(outer, inner) channels, pairwise: the inner one goes when the outer one does."""
+        pairs = [np.zeros((2, 0), np.intp), *(np.stack(pair) for pair in self.labels.contained)]
+        outer, inner = self.channel_of[np.unique(np.concatenate(pairs, axis=1), axis=1)]
+        return outer, inner
 
     @cached_property
     def channels(self) -> int:
@@ -242,7 +287,36 @@ class ChannelGraph:
             owners = group_of[units]
             for positions in _runs(owners):
                 groups[owners[positions[0]]].members.append(Member(slot, positions, within[units[positions]]))
-        return _named([group for group in groups if group.writers])
+        holds = self._contents(groups, group_of, within)
+        names = {int(group_of[self.unit_of[label]]): name for label, name in self.labels.names.items()}
+        for number, group in enumerate(groups):
+            group.name = names.get(number, "")
+        named = _named([group for group in groups if group.writers])
+        for number, inside in holds.items():
+            groups[number].holds = tuple(groups[other].name for other in inside if groups[other].writers)
+        return named
+
+    def _contents(self, groups: list[ChannelGroup], group_of: Indices, within: Indices) -> dict[int, list[int]]:
+        """Add to groups of heads the weights of the channels inside; group -> the groups inside."""
+        outer, inner = (self._unit_of_channel[part] for part in self.contained)
+        holds: dict[int, list[int]] = {}
+        for number in np.unique(group_of[outer]).tolist():
+            mine = group_of[outer] == number
+            holds[number] = np.unique(group_of[inner[mine]]).tolist()
+            head_of = np.full(self.channels, -1)
+            head_of[self.contained[1][mine]] = within[outer[mine]]
+            for slot in self.labels.slots.values():
+                heads = head_of[self.channel_of[slot.labels.ravel()]]
+                positions = np.flatnonzero(heads >= 0)
+                if len(positions):
+                    groups[number].members.append(Member(slot, positions, heads[positions]))
+        return holds
+
+    @cached_property
+    def _unit_of_channel(self) -> Indices:
+        result = np.zeros(self.channels, np.intp)
+        result[self.channel_of] = self.unit_of
+        return result
 
     def _group_units(self) -> tuple[Indices, list[str]]:
         """unit -> group, and each group's reason to stay.
@@ -291,7 +365,7 @@ class ChannelGraph:
             call.ops = tuple(copy.copy(op) for op in call.ops)
         boundaries = [b for b in self.boundaries if any(value in needed for value in b.outputs)]
         return ChannelGraph(
-            self.name, alive, self.shapes, self.inputs, self.outputs, boundaries, self.model, self.variables
+            self.name, alive, self.shapes, self.inputs, self.outputs, boundaries, self.model, self.variables, self.body
         )
 
     def __str__(self) -> str:
@@ -352,7 +426,7 @@ def _runs(owners: Indices) -> list[Indices]:
 def _named(groups: list[ChannelGroup]) -> list[ChannelGroup]:
     seen: Counter[str] = Counter()
     for group in groups:
-        writer = group.writers[0]
+        writer = group.name or group.writers[0]
         seen[writer] += 1
         group.name = writer if seen[writer] == 1 else f"{writer}#{seen[writer]}"
     return groups

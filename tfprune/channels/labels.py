@@ -156,3 +156,16 @@ def along(labels: Labels, array: Indices, shape: Shape, axes: tuple[int, ...]) -
     if flat.shape[-1] > 1:
         labels.tie(flat, flat[..., :1])
     return flat[..., 0]
+
+
+def one_along(labels: Labels, array: Indices, axes: tuple[int, ...]) -> Indices:
+    """Tie the labels that differ along `axes` alone, for what works on whole lines there.
+
+    Returns:
+        the label array with size 1 along `axes`.
+    """
+    if not varies(array, axes):
+        return array
+    first = array[tuple(slice(1) if axis in axes else slice(None) for axis in range(array.ndim))]
+    labels.tie(array, first)
+    return first

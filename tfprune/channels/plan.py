@@ -47,7 +47,11 @@ class PruningPlan:
     def channels(self) -> dict[str, tuple[int, ...]]:
         """group name -> indices that go, along the group's width; groups that lose nothing are left out."""
         of_unit = np.zeros(self.graph.units, bool)
-        of_unit[self.graph.unit_of[self.gone[self.graph.channel_of]]] = True
+        # What went with its head says nothing of the width of the other heads.
+        outer, inner = self.graph.contained
+        alone = self.gone.copy()
+        alone[inner[self.gone[outer]]] = False
+        of_unit[self.graph.unit_of[alone[self.graph.channel_of]]] = True
         found = {group.name: tuple(np.flatnonzero(of_unit[group.units]).tolist()) for group in self.graph.groups}
         return {name: indices for name, indices in found.items() if indices}
 
@@ -129,7 +133,7 @@ class PruningPlan:
             if other is None:  # what read it is gone with a branch
                 continue
             result[graph.channel_of[other.labels.ravel()[gone]]] = True
-        return result
+        return graph.with_containers(graph.with_contents(result))
 
     def to_json(self) -> str:
         """The plan as JSON: group names and channel indices; read back by `from_json` with the same model."""

@@ -26,10 +26,11 @@ def can_drop(graph: ChannelGraph, cut: set[str]) -> bool:
     """Whether the model still depends on its inputs, with constants nowhere else, when the layers in `cut` write 0."""
     state: dict[int, int] = {}
     zeroed: set[int] = set()
+    writers: dict[int, str] = {}
     for op in graph.ops:
         inputs = [state[value] for value in op.inputs]
         if op.layer in cut and isinstance(op, Contract):
-            if inputs[0] != _VARYING:
+            if inputs[0] != _VARYING and writers[op.inputs[0]] not in cut:
                 return False
             result = _ZERO
             zeroed.add(op.output)
@@ -41,6 +42,7 @@ def can_drop(graph: ChannelGraph, cut: set[str]) -> bool:
                 return False
             result = _follow(op, inputs)
         state.update(dict.fromkeys(op.outputs, result))
+        writers.update(dict.fromkeys(op.outputs, op.layer))
     return all(state[value] == _VARYING for value in graph.outputs)
 
 

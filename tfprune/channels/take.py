@@ -35,7 +35,8 @@ def take(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
     if read and write and set(read.axes) & set(write.axes):
         array = _take_blocks(array, read, write, new)
     else:
-        for slot in slots:
+        # A kernel that another call uses transposed has each axis twice.
+        for slot in {slot.axes: slot for slot in slots}.values():
             array = _take_slot(array, slot, new.indices[slot.weight, slot.role])
     return array if array.ndim == rank else array.reshape(*array.shape[: rank - 1], -1)
 

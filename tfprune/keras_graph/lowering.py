@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.labels import Shape
 from tfprune.channels.ops import (
     Affine,
+    AsOne,
     Combine,
     Concatenate,
     Contract,
     Depthwise,
+    Gather,
     Map,
     Mix,
     Narrowing,
+    Normalize,
     Op,
     Opaque,
+    Pad,
     Permute,
+    Product,
+    Recurrent,
     Reduce,
     Reshape,
     Slope,
     Source,
     Spatial,
+    Together,
     reshape_blocks,
 )
 from tfprune.channels.weights import Weight
@@ -120,6 +129,7 @@ class Lowering:
         self.configure: Callable[[Narrowing], dict[str, Any]] | None = None
         self.rewriter: Callable[..., Any] | None = None
         self.factors: dict[Weight, Callable[[Narrowing], float]] = {}
+        self.is_within = False
         self._new_value, self._weight = new_value, weight
 
     def shape(self, value: int) -> Shape:
@@ -134,6 +144,17 @@ class Lowering:
     def weight(self, variable: Any) -> Weight:
         """The weight that a variable of the layer is."""
         return self._weight(variable, self.layer)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the layer's `call` is called with, by name; tensors are value numbers."""
+        numbers = {id(tensor): value for tensor, value in zip(self.node.input_tensors, self.inputs, strict=True)}
+        bound = inspect.signature(self.node.operation.call).bind(
+            *self.node.arguments.args, **self.node.arguments.kwargs
+        )
+        return {
+            name: keras.tree.map_structure(lambda given: numbers.get(id(given), given), argument)
+            for name, argument in bound.arguments.items()
+        }
 
     def settings(self, configure: Callable[[Narrowing], dict[str, Any]]) -> None:
         """Say which of the layer's settings follow its widths: a function from the smaller model's positions.
@@ -166,7 +187,7 @@ class Lowering:
             return Refused(f"{layer.name}, a {type(layer).__name__}, in it is not followed")
         inner = copy.copy(self)
         inner.inputs, inner.output_shapes = tuple(inputs), tuple(output_shapes)
-        inner.configure = None
+        inner.configure, inner.is_within = None, True
         result: Any = rule(layer, inner)
         if isinstance(result, Refused):
             return result
@@ -186,9 +207,13 @@ class Lowering:
         pads: bool = False,
         positions: int = 0,
         foldable: bool = True,
+        along: Sequence[tuple[int, int, int]] = (),
+        roles: tuple[str, str] = ("read", "write"),
     ) -> int:
         """A kernel that reads (value axis, kernel axis) pairs and writes others; see `channels.ops.Contract`."""
         out = self._new_value(shape)
+        # Only a layer that is a call of its own can be given a bias.
+        foldable = foldable and (bias is not None or not self.is_within)
         self.ops.append(
             Contract(
                 self.layer,
@@ -202,6 +227,8 @@ class Lowering:
                 pads,
                 positions,
                 foldable,
+                along=tuple(along),
+                roles=roles,
             )
         )
         return out
@@ -228,6 +255,26 @@ class Lowering:
             )
         )
         return out
+
+    def recurrent(
+        self,
+        values: Sequence[int],
+        shapes: Sequence[Shape],
+        *,
+        kernel: Any,
+        recurrent: Any,
+        bias: Any = None,
+        **settings: Any,
+    ) -> tuple[int, ...]:
+        """A recurrent layer on a sequence, its initial states and masks; see `channels.ops.Recurrent`.
+
+        Returns:
+            a value for each of `shapes`: the sequence or its last step, and then states.
+        """
+        outputs = tuple(self._new_value(shape) for shape in shapes)
+        weights = (self.weight(kernel), self.weight(recurrent), None if bias is None else self.weight(bias))
+        self.ops.append(Recurrent(self.layer, tuple(values), outputs, *weights, **settings))
+        return outputs
 
     def affine(
         self,
@@ -257,10 +304,60 @@ class Lowering:
         self.ops.append(Map(self.layer, (value,), (out,), function))
         return out
 
-    def spatial(self, value: int, shape: Shape, *, axes: Sequence[int], pads: bool = False) -> int:
-        """Positions along `axes` move; `pads` if zeros come in."""
+    def spatial(
+        self,
+        value: int,
+        shape: Shape,
+        *,
+        axes: Sequence[int],
+        pads: bool = False,
+        fill: float = 0.0,
+        function: Callable[[NDArray], NDArray] | None = None,
+    ) -> int:
+        """Positions along `axes` move or mix; `pads` if positions come in that hold `fill`.
+
+        Args:
+            function: what becomes of a constant; None where it stays what it is.
+        """
         out = self._new_value(shape)
-        self.ops.append(Spatial(self.layer, (value,), (out,), None, tuple(axes), pads))
+        self.ops.append(Spatial(self.layer, (value,), (out,), function, tuple(axes), pads, fill))
+        return out
+
+    def as_one(self, value: int, axes: Sequence[int]) -> int:
+        """From here on channels along `axes` go or stay together."""
+        out = self._new_value(self.shape(value))
+        self.ops.append(AsOne(self.layer, (value,), (out,), None, tuple(axes)))
+        return out
+
+    def gather(
+        self,
+        value: int,
+        axis: int,
+        select: Callable[[int], NDArray],
+        size: int | None = None,
+        *,
+        rewritable: bool = False,
+    ) -> int:
+        """Take positions along one axis; see `channels.ops.Gather`.
+
+        Args:
+            select: from the size of the axis to the indices.
+            size: how many they are; needed where the size of the axis is not known.
+        """
+        shape = list(self.shape(value))
+        old = shape[axis]
+        shape[axis] = size if old is None else len(select(old))
+        out = self._new_value(tuple(shape))
+        self.ops.append(Gather(self.layer, (value,), (out,), axis, select, rewritable))
+        return out
+
+    def pad(self, value: int, axis: int, before: int, after: int, fill: float = 0.0) -> int:
+        """Constants come in along one axis; see `channels.ops.Pad`."""
+        shape = list(self.shape(value))
+        size = shape[axis]
+        shape[axis] = None if size is None else before + size + after
+        out = self._new_value(tuple(shape))
+        self.ops.append(Pad(self.layer, (value,), (out,), axis, before, after, fill))
         return out
 
     def reduce(
@@ -268,13 +365,14 @@ class Lowering:
         value: int,
         axes: Sequence[int],
         keepdims: bool,
-        function: Callable[[NDArray], NDArray] | None = None,
+        function: Callable[[NDArray, float], NDArray] | None = None,
+        fold: Callable[[NDArray], float] | None = None,
     ) -> int:
-        """Mean, maximum or the like over `axes`."""
+        """Mean, maximum, sum or the like over `axes`; see `channels.ops.Reduce`."""
         old = self.shape(value)
         shape = tuple(1 if i in axes else s for i, s in enumerate(old) if keepdims or i not in axes)
         out = self._new_value(shape)
-        self.ops.append(Reduce(self.layer, (value,), (out,), tuple(axes), keepdims, function))
+        self.ops.append(Reduce(self.layer, (value,), (out,), tuple(axes), keepdims, function, fold))
         return out
 
     def combine(self, values: Sequence[int], kind: str, function: Callable[..., NDArray], shape: Shape) -> int:
@@ -289,6 +387,14 @@ class Lowering:
         self.ops.append(Concatenate(self.layer, tuple(values), (out,), axis))
         return out
 
+    def product(self, a: int, b: int, letters: str, shape: Shape, averages: bool = False) -> int:
+        """An einsum of two values, such as `qhd,khd->hqk`, the batch axis not counted; see `channels.ops.Product`."""
+        out = self._new_value(shape)
+        operands, _, result = letters.partition("->")
+        first, _, second = operands.partition(",")
+        self.ops.append(Product(self.layer, (a, b), (out,), (first, second, result), averages))
+        return out
+
     def permute(self, value: int, axes: Sequence[int]) -> int:
         """Transpose, the batch axis not counted."""
         out = self._new_value(tuple(self.shape(value)[axis] for axis in axes))
@@ -301,10 +407,46 @@ class Lowering:
         self.ops.append(Reshape(self.layer, (value,), (out,), reshape_blocks(self.shape(value), shape)))
         return out
 
-    def mix(self, value: int) -> int:
-        """Every output depends on every channel."""
+    def unsqueeze(self, value: int, size: int | None) -> int:
+        """Repeat a value along a new first axis, behind the batch axis."""
+        shape = self.shape(value)
+        out = self._new_value((size, *shape))
+        blocks = (((), (0,)), *(((axis,), (axis + 1,)) for axis in range(len(shape))))
+        self.ops.append(Reshape(self.layer, (value,), (out,), blocks))
+        return out
+
+    def normalize(
+        self,
+        value: int,
+        axes: Sequence[int],
+        *,
+        centred: bool,
+        parameters: Sequence[tuple[Any, str]] = (),
+        parameter_axes: Sequence[int] = (),
+        axis: int = -1,
+        groups: int = 1,
+    ) -> int:
+        """Normalization by the channels' own statistics; see `channels.ops.Normalize`."""
         out = self._new_value(self.shape(value))
-        self.ops.append(Mix(self.layer, (value,), (out,)))
+        weights = tuple((self.weight(variable), role) for variable, role in parameters)
+        self.ops.append(
+            Normalize(self.layer, (value,), (out,), tuple(axes), centred, weights, tuple(parameter_axes), axis, groups)
+        )
+        return out
+
+    def together(self, a: int, b: int) -> None:
+        """Keep or remove the channels of two values as one, because one setting of the layer is the width of both."""
+        self.ops.append(Together(self.layer, (a, b), ()))
+
+    def mix(
+        self,
+        value: int,
+        axes: Sequence[int] | None = None,
+        function: Callable[[NDArray], NDArray] | None = None,
+    ) -> int:
+        """Every output depends on all that lies along `axes` (None: on every channel); see `channels.ops.Mix`."""
+        out = self._new_value(self.shape(value))
+        self.ops.append(Mix(self.layer, (value,), (out,), None if axes is None else tuple(axes), function))
         return out
 
     def constant(self, array: NDArray) -> int:

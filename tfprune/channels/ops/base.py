@@ -42,7 +42,7 @@ class Facts:
     weight: Callable[[Weight], NDArray]
     constant: dict[int, Floats] = field(default_factory=dict)
     read: dict[int, Bools] = field(default_factory=dict)
-    tables: dict[Weight, Bools] = field(default_factory=dict)
+    tables: dict[tuple[Weight, tuple[int, ...]], Bools] = field(default_factory=dict)
 
     def demand(self, value: int, read: Bools) -> None:
         """Note that `read` of the value's channels are read, beside what was known before."""
@@ -63,6 +63,7 @@ class Narrowing:
         kept: value -> positions in the value's (flat) label array, shaped as the smaller label array.
         indices: slot -> which labels of the slot stay, flat, in their new order.
         groups: kernel -> how many groups are left of a grouped convolution.
+        constant: value -> the constants of its channels, where they are known (NaN where not).
     """
 
     labels: dict[int, Indices]
@@ -72,6 +73,7 @@ class Narrowing:
     kept: dict[int, Indices] = field(default_factory=dict)
     indices: dict[tuple[Weight, str], Indices] = field(default_factory=dict)
     groups: dict[Weight, int] = field(default_factory=dict)
+    constant: dict[int, Floats] = field(default_factory=dict)
 
     def empty(self, value: int) -> bool:
         """Whether nothing is left of the value."""
@@ -117,6 +119,27 @@ class Narrowing:
         if flat.shape[-1] and (flat != flat[..., :1]).any():
             raise Violation(labels, "its channels would differ from one position to the next")
         return flat[..., 0] if flat.shape[-1] else flat.reshape(flat.shape[:-1])
+
+    def one_along(self, value: int, axes: tuple[int, ...]) -> Indices:
+        """What is left of a value in the label array that `labels.one_along` made of its own.
+
+        Raises:
+            Violation: lines along `axes` would lose positions, or have them in another order.
+        """
+        labels, kept = self.labels[value], self.kept[value]
+        over = [axis for axis in axes if labels.shape[axis] > 1]
+        if not over or not kept.size:
+            return kept
+        coordinates = np.unravel_index(kept, labels.shape)
+        first = tuple(slice(1) if axis in over else slice(None) for axis in range(kept.ndim))
+        for axis, along in enumerate(coordinates):
+            line = [-1 if other == axis else 1 for other in range(kept.ndim)]
+            wanted = np.arange(labels.shape[axis]).reshape(line) if axis in over else along[first]
+            if (kept.shape[axis] != labels.shape[axis] and axis in over) or (along != wanted).any():
+                raise Violation(labels, "its lines would lose positions")
+        small = tuple(1 if axis in over else size for axis, size in enumerate(labels.shape))
+        left = [np.zeros_like(c[first]) if axis in over else c[first] for axis, c in enumerate(coordinates)]
+        return np.ravel_multi_index(left, small)
 
     def fix(self, weight: Weight, role: str, indices: Indices, labels: Indices) -> None:
         """Record what stays of a weight; a shared layer must keep the same in each of its calls.

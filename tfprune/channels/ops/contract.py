@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from tfprune.channels.labels import Indices, Labels, Shape, along
 from tfprune.channels.ops.base import Bools, Facts, Floats, Narrowing, Op, Violation
+from tfprune.channels.ops.elementwise import Affine
 from tfprune.channels.weights import Weight
 
 
@@ -28,6 +30,10 @@ class Contract(Op):
         positions: how often the kernel is applied to one sample; 0 if unknown.
         foldable: whether a constant may be added to (or become) its bias.
         shared: whether other calls in the graph use the kernel too; then no constant may be added.
+        along: (value axis, kernel axis, output axis) of what input, kernel and output have in common: a kernel of its
+            own for each position, or for each head.
+        roles: what the two sides of the kernel are called; the other way round for a kernel that another call of the
+            layer uses transposed.
     """
 
     kernel: Weight
@@ -39,6 +45,8 @@ class Contract(Op):
     positions: int = 0
     foldable: bool = True
     shared: bool = False
+    along: tuple[tuple[int, int, int], ...] = ()
+    roles: tuple[str, str] = ("read", "write")
 
     def __post_init__(self) -> None:
         self.read_axes = tuple(axis for axis, _ in self.read)
@@ -71,24 +79,64 @@ class Contract(Op):
     def macs(self, sizes: Callable[[Weight], int]) -> int:
         return self.positions * sizes(self.kernel)
 
+    def obstacle(self, labels: Labels, shapes: dict[int, Shape]) -> str | None:
+        if len(self._heads(labels)) > 1 or (self._heads(labels) and len(self.read) != len(self.write)):
+            return f"{self.layer} has kernels of their own along several axes that hold channels"
+        return None
+
+    def _heads(self, labels: Labels) -> list[tuple[int, int, int]]:
+        """Which of what input and output have in common holds channels."""
+        return [axes for axes in self.along if labels.of[self.inputs[0]].shape[axes[0]] > 1]
+
+    def settled(self, labels: Labels, shapes: dict[int, Shape]) -> Op:
+        heads = self._heads(labels)
+        if not heads:
+            return self
+        (axis, kernel_axis, out), rest = heads[0], tuple(axes for axes in self.along if axes != heads[0])
+        if not self.read:
+            return self._scale(axis, kernel_axis)
+        return dataclasses.replace(
+            self,
+            read=((axis, kernel_axis), *self.read),
+            write=((out, kernel_axis), *self.write),
+            groups=self.kernel.shape[kernel_axis],
+            pads=bool(rest),
+            along=rest,
+        )
+
+    def _scale(self, axis: int, kernel_axis: int) -> Op:
+        """`...c,c->...c` multiplies each channel by a number."""
+        parameters = [(self.kernel, "scale")] + ([] if self.bias is None else [(self.bias, "shift")])
+        return Affine(
+            self.layer, self.inputs, self.outputs, axis, tuple(parameters), lambda scale, shift=0.0: (scale, shift)
+        )
+
     def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
         source = along(labels, labels.of[self.inputs[0]], shapes[self.inputs[0]], self.read_axes)
-        sizes = self.sizes
-        known = labels.slots.get((self.kernel, "write"))
+        sizes, rank = self.sizes, len(shapes[self.output])
+        reads, writes = self.roles
+        if not self.write:
+            labels.bind(self.kernel, reads, source, self.split, self.read_slots)
+            labels.of[self.output] = labels.protected_value(rank, f"{self.layer} writes no channels")
+            return
+        known = labels.slots.get((self.kernel, writes))
         target = known.labels.reshape(sizes) if known else labels.fresh(math.prod(sizes)).reshape(sizes)
         if self.groups > 1:
             source_grouped = source.reshape(self.groups, -1)
             target_grouped = target.reshape(self.groups, -1)
             labels.lockstep(source_grouped, source_grouped[:1])
             labels.lockstep(target_grouped, target_grouped[:1])
-            labels.bind(self.kernel, "read", source_grouped, self.split, self.read_slots)
-            labels.bind(self.kernel, "write", target_grouped, self.split, self.write_slots)
+            labels.bind(self.kernel, reads, source_grouped, self.split, self.read_slots)
+            labels.bind(self.kernel, writes, target_grouped, self.split, self.write_slots)
         else:
-            labels.bind(self.kernel, "read", source, self.split, self.read_slots)
-            labels.bind(self.kernel, "write", target, self.split, self.write_slots)
+            if self.read:
+                labels.bind(self.kernel, reads, source, self.split, self.read_slots)
+            labels.bind(self.kernel, writes, target, self.split, self.write_slots)
+            if len(sizes) > 1:
+                # Heads stay equally wide.
+                labels.lockstep(target, target[(slice(0, 1),) * (len(sizes) - 1)])
         if self.bias is not None:
             labels.bind(self.bias, "bias", target, sizes, tuple(range(len(sizes))))
-        rank = len(shapes[self.output])
         shape = [1] * rank
         for axis, size in zip(self.write_axes, sizes, strict=True):
             shape[axis] = size
@@ -96,10 +144,11 @@ class Contract(Op):
 
     def table(self, facts: Facts) -> Bools:
         """(groups, inputs, outputs): whether the output depends on the input at all. Each weight is read once."""
-        table = facts.tables.get(self.kernel)
+        table = facts.tables.get((self.kernel, self.read_slots))
         if table is None:
             nonzero = self._grouped(facts.weight(self.kernel)) != 0
-            table = facts.tables[self.kernel] = nonzero.any(axis=tuple(range(nonzero.ndim - 3)))
+            table = nonzero.any(axis=tuple(range(nonzero.ndim - 3)))
+            facts.tables[self.kernel, self.read_slots] = table
         return table
 
     def _grouped(self, kernel: np.ndarray) -> np.ndarray:
@@ -188,13 +237,15 @@ class Contract(Op):
             return None
         constant = self.constants_read(facts)
         gone = np.isfinite(constant) & (constant != 0)
-        gone[new.indices[self.kernel, "read"].ravel()] = False
+        gone[new.indices[self.kernel, self.roles[0]].ravel()] = False
         if not gone.any():
             return None
         shift = self.sums(facts, np.where(gone, constant, 0.0))
         return shift if shift.any() else None
 
     def dead(self, facts: Facts) -> dict[Weight, Bools]:
+        if not self.write or self.roles[1] != "write":
+            return {}
         return {self.kernel: ~self.table(facts).any(axis=1).ravel()}
 
     def demand_inputs(self, facts: Facts, needed: Bools) -> None:
@@ -209,7 +260,14 @@ class Contract(Op):
     def narrow(self, new: Narrowing) -> None:
         value = self.inputs[0]
         source = new.positions(value, self.read_axes)
-        slot = new.slots[self.kernel, "write"]
+        reads, writes = self.roles
+        if not self.write:
+            if not source.size:
+                raise Violation(new.labels[value].ravel()[:1], f"{self.layer} would have nothing left to read")
+            new.fix(self.kernel, reads, source, new.labels[value])
+            new.kept[self.output] = np.zeros(new.labels[self.output].shape, np.intp)
+            return
+        slot = new.slots[self.kernel, writes]
         target = np.flatnonzero(new.keep[slot.labels.ravel()])
         if self.groups > 1:
             self._narrow_groups(new, source.ravel(), target)
@@ -217,8 +275,9 @@ class Contract(Op):
             # One channel that it may read, so that it can write its constants.
             raise Violation(new.labels[value].ravel()[:1], f"{self.layer} would have nothing left to read")
         target = self._rectangle(target, slot.labels)
-        new.fix(self.kernel, "read", source, new.labels[value])
-        new.fix(self.kernel, "write", target, new.labels[self.output])
+        if self.read:
+            new.fix(self.kernel, reads, source, new.labels[value])
+        new.fix(self.kernel, writes, target, new.labels[self.output])
         if self.bias is not None:
             new.fix(self.bias, "bias", target, new.labels[self.output])
         self._place(new, target)
@@ -265,8 +324,7 @@ class Contract(Op):
         Raises:
             Violation: with the labels that make the groups even again.
         """
-        inputs = new.slots[self.kernel, "read"].labels
-        outputs = new.slots[self.kernel, "write"].labels
+        inputs, outputs = (new.slots[self.kernel, role].labels for role in self.roles)
         per_input, per_output = inputs.shape[1], outputs.shape[1]
         sources = [source[source // per_input == group] for group in range(self.groups)]
         targets = [target[target // per_output == group] for group in range(self.groups)]
@@ -342,9 +400,9 @@ class Depthwise(Op):
         return kernel.transpose(*self.axes, *others).reshape(self.channels, self.multiplier, -1)
 
     def table(self, facts: Facts) -> Bools:
-        table = facts.tables.get(self.kernel)
+        table = facts.tables.get((self.kernel, self.axes))
         if table is None:
-            table = facts.tables[self.kernel] = (self._weights(facts) != 0).any(axis=2)
+            table = facts.tables[self.kernel, self.axes] = (self._weights(facts) != 0).any(axis=2)
         return table
 
     def forward(self, facts: Facts) -> None:

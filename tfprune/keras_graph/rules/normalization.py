@@ -1,7 +1,8 @@
-"""BatchNormalization scales each channel by itself; the others read channels together."""
+"""BatchNormalization scales each channel by itself; the others read some channels together."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -31,23 +32,60 @@ def batch_normalization(layer, lower: Lowering) -> int:
     return lower.affine(x, axis=axis, parameters=parameters, coefficients=coefficients)
 
 
-_TOGETHER = tuple(
-    getattr(layers, name)
-    for name in (
-        "LayerNormalization",
-        "GroupNormalization",
-        "RMSNormalization",
-        "UnitNormalization",
-        # Its statistics are settings of the layer, not weights that can be narrowed.
-        "Normalization",
+def _axes(layer: Any, lower: Lowering) -> list[int]:
+    """The axes that are normalized over, the batch axis not counted."""
+    rank = len(lower.shape(lower.inputs[0])) + 1
+    return [int(axis) % rank - 1 for axis in np.atleast_1d(layer.axis)]
+
+
+def _parameters(layer: Any) -> list[tuple[Any, str]]:
+    found = [(getattr(layer, "gamma", None), "scale"), (getattr(layer, "beta", None), "shift")]
+    return [(variable, role) for variable, role in found if variable is not None]
+
+
+@register_rule(layers.LayerNormalization)
+def layer_normalization(layer, lower: Lowering) -> int:
+    axes = _axes(layer, lower)
+    parameters = _parameters(layer)
+    return lower.normalize(lower.inputs[0], axes, centred=True, parameters=parameters, parameter_axes=axes)
+
+
+@register_rule(layers.GroupNormalization)
+def group_normalization(layer, lower: Lowering) -> int:
+    x = lower.inputs[0]
+    axis, rank = _axes(layer, lower)[0], len(lower.shape(x))
+    width = lower.shape(x)[axis] or 1
+    groups = width if layer.groups == -1 else layer.groups
+    lower.settings(lambda new: {"groups": (new.shape(x)[axis] or width) * groups // width})
+    return lower.normalize(
+        x,
+        range(rank),
+        centred=True,
+        parameters=_parameters(layer),
+        parameter_axes=[axis],
+        axis=axis,
+        groups=groups,
     )
-    if hasattr(layers, name)
-)
 
 
-@register_rule(*_TOGETHER)
-def together(layer, lower: Lowering) -> int:
-    return lower.mix(lower.inputs[0])
+@register_rule(layers.RMSNormalization)
+def rms_normalization(layer, lower: Lowering) -> int:
+    x = lower.inputs[0]
+    axes = _axes(layer, lower)
+
+    def left(new: Any) -> float:
+        """The fraction of the channels that is left, by which the mean of the squares changes."""
+        sizes = [(new.shape(x)[axis], lower.shape(x)[axis]) for axis in axes]
+        return math.prod(now / old for now, old in sizes if now and old)
+
+    lower.compensate(layer.scale, lambda new: left(new) ** -0.5)
+    lower.settings(lambda new: {"epsilon": layer.epsilon / left(new)})
+    return lower.normalize(x, axes, centred=False, parameters=[(layer.scale, "scale")], parameter_axes=axes)
+
+
+@register_rule(layers.UnitNormalization)
+def unit_normalization(layer, lower: Lowering) -> int:
+    return lower.normalize(lower.inputs[0], _axes(layer, lower), centred=False)
 
 
 @register_rule(layers.Rescaling)
