@@ -8,8 +8,10 @@ from tfprune.keras_graph.rules import (
     normalization,
     operations,
     pooling,
+    recurrent,
     regularization,
     reshaping,
+    wrappers,
 )
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "normalization",
     "operations",
     "pooling",
+    "recurrent",
     "regularization",
     "reshaping",
+    "wrappers",
 ]

@@ -45,14 +45,20 @@ def activated(layer: Any, lower: Lowering, value: int) -> Any:
 
 
 def _apply(function: Any, lower: Lowering, value: int) -> Any:
-    if function in _IDENTITY:
-        return value
-    if isinstance(function, _LAYERS):
-        return lower.map(value, on_constants(function.call))
-    if function in ELEMENTWISE:
-        return lower.map(value, on_constants(function))
     if function in _OVER_CHANNELS:
         return lower.mix(value)
+    known = elementwise(function)
+    return known if isinstance(known, Refused) else lower.map(value, known)
+
+
+def elementwise(function: Any) -> Callable[[np.ndarray], np.ndarray] | Refused | None:
+    """What an activation does to constants; None where it changes nothing."""
+    if function in _IDENTITY:
+        return None
+    if isinstance(function, _LAYERS):
+        return on_constants(function.call)
+    if function in ELEMENTWISE:
+        return on_constants(function)
     name = getattr(function, "__name__", type(function).__name__)
     return Refused(f"its activation {name} is not known to be elementwise")
 
