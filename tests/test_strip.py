@@ -660,8 +660,11 @@ def test_a_layer_that_cannot_be_made_again():
             super().__init__()
             self.needed = needed
 
+        def build(self, shape):
+            self.shift = self.add_weight(shape=shape[-1:])
+
         def call(self, x):
-            return x
+            return x + self.shift
 
     model = model_of(lambda x: layers.Conv2D(5, 1)(Stubborn(3)(layers.Conv2D(8, 3, name="a")(x))))
     with pytest.raises(TraceError, match="Stubborn.*get_config"):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from tfprune.channels.plan import PruningPlan
 from tfprune.channels.weights import Slot, Weight
@@ -75,6 +76,15 @@ class Zeroing:
         for (variable, split, _), mask in zip(self.masks, self._tensors, strict=True):
             for slot in found.get(id(variable), ()):
                 _zero(slot, split, mask)
+
+
+def zeros_in(model: keras.Model, plan: PruningPlan) -> list[tuple[Any, NDArray]]:
+    """(variable, its array with the plan's slices zeroed), for each that the plan touches; the model is not changed."""
+    variables = variables_of(model, plan)
+    return [
+        (variables[weight], plan.zeroed(weight, keras.ops.convert_to_numpy(variables[weight])))
+        for weight in plan.zeros_of
+    ]
 
 
 def _joined(weight: Weight, slots: list[tuple[Slot, np.ndarray]]) -> list[tuple[tuple[int, ...], np.ndarray]]:

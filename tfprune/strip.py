@@ -20,9 +20,9 @@ from tfprune.channels.simplify import Replacement, simplify
 from tfprune.channels.weights import Weight
 from tfprune.cost import Cost, compare_table, cost
 from tfprune.errors import Refusal
-from tfprune.keras_graph.rebuild import copied, rebuild
+from tfprune.keras_graph.rebuild import rebuild
 from tfprune.keras_graph.trace import trace
-from tfprune.soft import soft_prune
+from tfprune.soft import zeros_in
 from tfprune.verify import Verification
 from tfprune.verify import verify as verified
 
@@ -111,16 +111,17 @@ def strip(
     asked = _asked(graph, facts) if plan is None else plan.onto(graph)
     if plan is not None:
         wanted &= asked
-    new, returned = narrow(graph, ~wanted)
+    new, returned = narrow(graph, ~wanted, facts.constant)
     keep = np.zeros(graph.channels, bool)
     keep[graph.channel_of[new.keep]] = True
     clock.lap("plan")
-    stripped = rebuild(graph, facts, new, replacements)
+    rebuilt = rebuild(graph, facts, new, replacements)
+    stripped = rebuilt.model
     clock.lap("rebuild")
     verification = None
     if verify:
-        reference = model if plan is None else _soft_pruned(model, plan)
-        verification = verified(reference, stripped, samples=samples, seed=seed, tolerance=tolerance)
+        zeroed = () if plan is None else zeros_in(model, plan)
+        verification = verified(model, stripped, samples=samples, seed=seed, tolerance=tolerance, weights=zeroed)
         verification.raise_if_different(f"stripping {model.name}")
         clock.lap("verify")
     left = trace(stripped)
@@ -194,13 +195,6 @@ def _refusals(graph: ChannelGraph, found: dict[int, str]) -> tuple[Refusal, ...]
 def _removed_layers(before: ChannelGraph, after: ChannelGraph) -> tuple[str, ...]:
     left = {call.layer for call in after.calls}
     return tuple(dict.fromkeys(call.layer for call in before.calls if call.layer not in left))
-
-
-def _soft_pruned(model: keras.Model, plan: PruningPlan) -> keras.Model:
-    """A copy of the model with the plan zeroed."""
-    reference = copied(model)
-    soft_prune(reference, plan)
-    return reference
 
 
 class _Clock:

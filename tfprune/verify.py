@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 
 from tfprune.errors import VerificationError
+from tfprune.keras_graph.expand import input_structure, readers, whole
 
 # Of the largest output. float64 networks agree to rounding; float32 ones to what a sum in another order costs.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
@@ -88,16 +90,17 @@ def compare(
 
 
 def random_inputs(model: keras.Model, samples: int = 2, seed: int = 0, size: int = 32) -> list[np.ndarray]:
-    """Standard normal arrays that fit the model's inputs, in the order of `model.inputs`.
+    """Standard normal arrays that fit the model's inputs, flat: in the order of `model.inputs`.
 
-    Unknown axes other than the batch get `size` entries; integer inputs get small non-negative integers.
+    Unknown axes other than the batch get `size` entries. Integer inputs get non-negative integers: below the smallest
+    vocabulary of the embeddings that read them, and 0 or 1 if anything else reads them.
     """
     generator = np.random.default_rng(seed)
     arrays = []
-    for tensor in model.inputs:
+    for place, tensor in enumerate(keras.tree.flatten(input_structure(model))):
         shape = (samples, *(size if axis is None else axis for axis in tensor.shape[1:]))
         if "int" in tensor.dtype:
-            arrays.append(generator.integers(0, 2, shape).astype(tensor.dtype))
+            arrays.append(generator.integers(0, _vocabulary(model, place), shape).astype(tensor.dtype))
         elif tensor.dtype == "bool":
             arrays.append(generator.integers(0, 2, shape).astype(bool))
         else:
@@ -105,11 +108,24 @@ def random_inputs(model: keras.Model, samples: int = 2, seed: int = 0, size: int
     return arrays
 
 
-def run(model: keras.Model, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The outputs of `model` at inference, flat, in the order of `model.outputs`."""
-    functional = getattr(model, "_functional", None) or model  # a Sequential model keeps its graph inside
-    packed = keras.tree.pack_sequence_as(functional._inputs_struct, list(inputs))
-    outputs = model(packed, training=False)
+def _vocabulary(model: keras.Model, place: int) -> int:
+    """How many different integers an input may hold."""
+    body = whole(model)
+    return max(2, min((getattr(one, "input_dim", 2) for one in readers(body, body.inputs[place])), default=2))
+
+
+def run(
+    model: keras.Model, inputs: Sequence[np.ndarray], weights: Sequence[tuple[keras.Variable, np.ndarray]] = ()
+) -> list[np.ndarray]:
+    """The outputs of `model` at inference, flat, in the order of `model.outputs`.
+
+    Args:
+        inputs: flat, in the order of `random_inputs`.
+        weights: (variable, array), to compute with other arrays than the variables hold, which are not changed.
+    """
+    packed = keras.tree.pack_sequence_as(input_structure(model), list(inputs))
+    with keras.StatelessScope(state_mapping=list(weights)) if weights else contextlib.nullcontext():
+        outputs = model(packed, training=False)
     return [keras.ops.convert_to_numpy(keras.ops.cast(y, _comparable(y.dtype))) for y in keras.tree.flatten(outputs)]
 
 
@@ -133,6 +149,7 @@ def verify(
     seed: int = 0,
     tolerance: float | None = None,
     inputs: Sequence[np.ndarray] | None = None,
+    weights: Sequence[tuple[keras.Variable, np.ndarray]] = (),
 ) -> Verification:
     """Run both models on the same random inputs and report how far apart they are.
 
@@ -142,13 +159,14 @@ def verify(
         samples: the batch of random inputs.
         seed: of the random inputs.
         tolerance: a fraction of the largest output; by default 1e-5 for float32 and 1e-12 for float64.
-        inputs: arrays to use instead of random ones, in the order of `reference.inputs`.
+        inputs: arrays to use instead of random ones, flat, in the order of `reference.inputs`.
+        weights: (variable, array): what the reference computes with instead of what its variables hold.
 
     Returns:
         A `Verification`; ask it `.equal`, or call `.raise_if_different(what)`.
     """
     arrays = list(random_inputs(reference, samples, seed) if inputs is None else inputs)
-    expected = run(reference, arrays)
+    expected = run(reference, arrays, weights)
     got = run(other, arrays) if isinstance(other, keras.Model) else list(other(arrays))
     limit = tolerance_of(reference) if tolerance is None else tolerance
     return compare(expected, got, limit, samples=len(arrays[0]))

@@ -6,9 +6,12 @@ running its initialisers.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -22,12 +25,27 @@ from tfprune.channels.simplify import Replacement
 from tfprune.channels.take import bias_shifts, slots_by_weight, take
 from tfprune.channels.weights import Weight
 from tfprune.errors import TfpruneError, TraceError
-from tfprune.keras_graph.trace import functional_of, nodes_of
+from tfprune.keras_graph.expand import Body, alike, body_of, equal_settings, expand
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A smaller model, and where its variables come from.
+
+    Attributes:
+        model: the new model.
+        origins: (new variable, old variable) of each weight that was there before.
+        narrowed: what is left of an array that is laid out as an old variable is: an optimizer's slot, for example.
+    """
+
+    model: keras.Model
+    origins: tuple[tuple[Any, Any], ...]
+    narrowed: Callable[[Any, NDArray], NDArray]
 
 
 def rebuild(
     graph: ChannelGraph, facts: Facts, new: Narrowing, replacements: dict[int, Replacement] | None = None
-) -> keras.Model:
+) -> Rebuilt:
     """Build the smaller model.
 
     Args:
@@ -37,9 +55,12 @@ def rebuild(
         replacements: what sums and products became, by the `id` of their node.
 
     Returns:
-        a new model with the same names, inputs and outputs; the traced model is not touched.
+        a new functional (or Sequential) model with the same names, inputs and outputs; the traced model is not touched.
     """
-    return _Rebuilder(graph, facts, new, replacements or {}).function(graph.model, None)
+    builder = _Rebuilder(graph, facts, new, replacements or {})
+    with _recursion(len(graph.calls)):
+        model = builder.model(graph.model, graph.body, None)
+    return Rebuilt(model, builder.origins(), builder.narrowed)
 
 
 class _Rebuilder:
@@ -50,7 +71,9 @@ class _Rebuilder:
         self.slots = slots_by_weight(graph)
         self.weights = {id(variable): weight for weight, variable in graph.variables.items()}
         self.factors = {weight: factor for call in graph.calls for weight, factor in call.factors.items()}
-        self.rebuilt: dict[int, Any] = {}
+        self.rebuilt: dict[Any, Any] = {}
+        self.names: dict[int, str] = {}
+        self.pairs: list[tuple[Any, Any]] = []
         # What biases gain; and what they become where a kernel has none.
         self.shifts: dict[Weight, NDArray] = {}
         self.new_biases: dict[Weight, NDArray] = {}
@@ -60,11 +83,11 @@ class _Rebuilder:
                 self.shifts[bias] = shift
             else:
                 self.new_biases[kernel] = shift[new.indices[kernel, "write"].ravel()]
+        self.composites = self._composites()
 
-    def function(self, model: Any, boundary: Boundary | None) -> Any:
-        """Rebuild a Functional or Sequential model; `boundary` says where a nested one is called."""
-        functional = functional_of(model)
-        old_inputs = functional.inputs
+    def model(self, model: Any, body: Body, boundary: Boundary | None) -> Any:
+        """Rebuild a model, or a composite layer as a model; `boundary` says where it is called inside another."""
+        old_inputs = body.inputs
         shapes = [
             tuple(tensor.shape[1:]) if boundary is None else self.new.shape(value)
             for tensor, value in zip(old_inputs, boundary.inputs if boundary else old_inputs, strict=True)
@@ -73,34 +96,51 @@ class _Rebuilder:
             keras.Input(batch_shape=(old.shape[0], *shape), dtype=old.dtype, name=old.name)
             for old, shape in zip(old_inputs, shapes, strict=True)
         ]
+        name = self._name(model)
         if isinstance(model, keras.Sequential) and len(inputs) == 1:
-            result = self._sequential(model, inputs[0])
+            result = self._sequential(name, body, inputs[0])
         else:
+            self._distinguish(body)
             tensors = {id(old): new for old, new in zip(old_inputs, inputs, strict=True)}
-            for node in nodes_of(functional):
+            for node in body.nodes:
                 self._node(node, tensors)
-            outputs = [tensors[id(tensor)] for tensor in functional.outputs]
+            outputs = _connected(inputs, [tensors[id(tensor)] for tensor in body.outputs], name)
+            # A composite's tensors are passed one by one, whatever its `call` takes.
+            struct = inputs if boundary is not None and body_of(model) is None else body.inputs_struct
             result = keras.Model(
-                keras.tree.pack_sequence_as(functional._inputs_struct, inputs),
-                keras.tree.pack_sequence_as(functional._outputs_struct, _connected(inputs, outputs, model.name)),
-                name=model.name,
+                keras.tree.pack_sequence_as(struct, inputs),
+                keras.tree.pack_sequence_as(body.outputs_struct, outputs),
+                name=name,
             )
         result.trainable = model.trainable if not model.trainable else result.trainable
         return result
 
-    def _sequential(self, model: keras.Sequential, tensor: Any) -> keras.Sequential:
-        nodes = nodes_of(functional_of(model))
-        layers = [self._operation(node) for node in nodes]
-        result = keras.Sequential([tensor, *(layer for layer, _ in layers)], name=model.name)
+    def _sequential(self, name: str, body: Body, tensor: Any) -> keras.Sequential:
+        layers = [self._operation(node) for node in body.nodes]
+        result = keras.Sequential([tensor, *(layer for layer, _ in layers)], name=name)
         for _, finish in layers:
             finish()
         return result
+
+    def _name(self, operation: Any) -> str:
+        return self.names.get(id(operation), operation.name)
+
+    def _distinguish(self, body: Body) -> None:
+        """Names of different operations are different in a functional model; in Python code they need not be."""
+        taken: dict[str, Any] = {}
+        for operation in (node.operation for node in body.nodes):
+            name, number = operation.name, 0
+            while taken.setdefault(name, operation) is not operation:
+                number += 1
+                name = f"{operation.name}_{number}"
+            if number:
+                self.names[id(operation)] = name
 
     def _node(self, node: Any, tensors: dict[int, Any]) -> None:
         """Call what a node became; nodes whose outputs nobody needs are passed over."""
         nested = id(node) in self.boundaries
         call = self.calls.get(id(node))
-        if not nested and (call is None or any(self.new.empty(value) for value in call.outputs)):
+        if not nested and (call is None or all(self.new.empty(value) for value in call.outputs)):
             return
         replacement = self.replacements.get(id(node))
         given = [tensors.get(id(tensor)) for tensor in node.input_tensors]
@@ -111,6 +151,8 @@ class _Rebuilder:
             result = left[0] if len(left) == 1 else self._call(node, lambda operation: operation(left))
             if replacement is not None and (replacement.scale is not None or replacement.shift is not None):
                 result = self._vector(node, replacement, call)(result)
+        elif nested and body_of(node.operation) is None and not self._as_itself(node):
+            result = self._call(node, lambda operation: operation(left))
         else:
             result = self._rewritten(node, call, left)
             if result is None:
@@ -119,7 +161,8 @@ class _Rebuilder:
                     args, kwargs = self._arrays(call, args, kwargs)
                 result = self._call(node, lambda operation: operation(*args, **kwargs))
         for old, new in zip(node.outputs, keras.tree.flatten(result), strict=True):
-            tensors[id(old)] = new
+            if new is not None:
+                tensors[id(old)] = new
 
     def _rewritten(self, node: Any, call: Call | None, tensors: list[Any]) -> Any:
         """What a call is written as where it cannot stay as it is; None where it can."""
@@ -137,24 +180,136 @@ class _Rebuilder:
 
     def _operation(self, node: Any) -> tuple[Any, Callable[[], None]]:
         """The new layer or operation, and what to do once it has been called."""
-        operation = node.operation
-        known = self.rebuilt.get(id(operation))
+        operation, boundary = node.operation, self.boundaries.get(id(node))
+        apart = boundary is not None and not self._as_itself(node)
+        key = (id(operation), id(boundary.body)) if boundary and apart and body_of(operation) is None else id(operation)
+        known = self.rebuilt.get(key)
         if known is not None:
             return known, lambda: None
         finish: Callable[[], None] = lambda: None  # noqa: E731
-        call = self.calls.get(id(node))
-        settings = {} if call is None or call.configure is None else call.configure(self.new)
-        if functional_of(operation) is not None:
-            result = self.function(operation, self.boundaries[id(node)])
+        if boundary is not None and apart:
+            result = self.model(operation, boundary.body, boundary)
         elif isinstance(operation, keras.layers.Layer):
-            result, finish = self._layer(operation, settings)
+            result, finish = self._layer(operation, self._settings(node))
         else:
             result = copy.copy(operation)
             result._inbound_nodes, result._outbound_nodes = [], []
-            for name, value in settings.items():
+            for name, value in {**self._settings(node), "name": self._name(operation)}.items():
                 setattr(result, name, value)
-        self.rebuilt[id(operation)] = result
+        self.rebuilt[key] = result
         return result, finish
+
+    def _settings(self, node: Any) -> dict[str, Any]:
+        call = self.calls.get(id(node))
+        return {} if call is None or call.configure is None else call.configure(self.new)
+
+    # -- composite layers: as themselves where nothing in them has to be written differently, in parts elsewhere -----
+
+    def _composites(self) -> dict[int, list[Boundary]]:
+        """The calls of layers that have been expanded, if all their weights are used in them alone."""
+        found: dict[int, list[Boundary]] = {}
+        for boundary in self.graph.boundaries:
+            if body_of(boundary.origin.operation) is None:
+                found.setdefault(id(boundary.origin.operation), []).append(boundary)
+        users: dict[int, set[int]] = {}
+        if found and self.graph.body is not None:
+            self._note_users(self.graph.body, frozenset(), users)
+        return {
+            number: calls
+            for number, calls in found.items()
+            if all(number in users.get(id(variable), {number}) for variable in calls[0].origin.operation.weights)
+        }
+
+    def _note_users(self, body: Body, around: frozenset[int], users: dict[int, set[int]]) -> None:
+        """variable -> the operations that hold each of its uses."""
+        for node in body.nodes:
+            boundary, within = self.boundaries.get(id(node)), around | {id(node.operation)}
+            if boundary is not None:
+                self._note_users(boundary.body, within, users)
+            elif isinstance(node.operation, keras.layers.Layer):
+                for variable in node.operation.weights:
+                    users.setdefault(id(variable), set(within)).intersection_update(within)
+
+    def _as_itself(self, node: Any) -> bool:
+        """Whether a composite layer can be made again from its own class and configuration."""
+        operation = node.operation
+        if body_of(operation) is not None or id(operation) not in self.composites:
+            return False
+        known = self.rebuilt.get(("as itself", id(operation)))
+        if known is None:
+            bodies = [boundary.body for boundary in self.composites[id(operation)]]
+            known = all(map(self._stays, bodies)) and (
+                any(body.training for body in bodies) or self._can_be_made(operation)
+            )
+            narrow = [b for b in self.composites[id(operation)] if known and self._narrowed(b)]
+            known = known and all(self._follows(operation, boundary) for boundary in narrow)
+            self.rebuilt["as itself", id(operation)] = known
+        return known
+
+    def _stays(self, body: Body) -> bool:
+        """Whether every call in it is made, with the same settings and weights of the same shapes."""
+        for node in body.nodes:
+            boundary, call, operation = self.boundaries.get(id(node)), self.calls.get(id(node)), node.operation
+            if boundary is not None:
+                if not self._stays(boundary.body):
+                    return False
+                continue
+            if call is None or id(node) in self.replacements or any(self.new.empty(value) for value in call.outputs):
+                return False
+            if call.rewrite is not None and any(map(self.new.narrowed, (*call.inputs, *call.outputs))):
+                return False
+            if isinstance(operation, keras.layers.Layer):
+                if self._new_bias(operation) is not None or not all(map(self._same_shape, operation.weights)):
+                    return False
+                settings = self._settings(node)
+                config = operation.get_config() if settings else {}
+                if any(not equal_settings(_get(config, name, value), value) for name, value in settings.items()):
+                    return False
+        return True
+
+    def _same_shape(self, variable: Any) -> bool:
+        weight = self.weights.get(id(variable))
+        slots = self.slots.get(weight, ()) if weight is not None else ()
+        return all(self.new.indices[slot.weight, slot.role].size == slot.labels.size for slot in slots)
+
+    def _can_be_made(self, layer: Any) -> bool:
+        try:
+            made(layer, configuration(layer))
+        except TraceError:
+            return False
+        return True
+
+    def _narrowed(self, boundary: Boundary) -> bool:
+        """Whether anything that a composite computes with has become narrower."""
+        values = [*boundary.inputs, *boundary.outputs]
+        for node in boundary.body.nodes:
+            call, inner = self.calls.get(id(node)), self.boundaries.get(id(node))
+            values += (*call.inputs, *call.outputs) if call is not None else ()
+            if inner is not None and self._narrowed(inner):
+                return True
+        return any(map(self.new.narrowed, values))
+
+    def _follows(self, layer: Any, boundary: Boundary) -> bool:
+        """Whether a layer's `call` does on narrower tensors what it has to: it could compute with their widths."""
+        if layer.weights or any(id(node) in self.boundaries for node in boundary.body.nodes):
+            return False
+        node = boundary.origin
+        shapes = iter([self.new.shape(value) for value in boundary.inputs])
+        args, kwargs = keras.tree.map_structure(
+            lambda x: (
+                keras.KerasTensor((x.shape[0], *next(shapes)), x.dtype) if isinstance(x, keras.KerasTensor) else x
+            ),
+            (node.arguments.args, node.arguments.kwargs),
+        )
+        found = expand(made(layer, configuration(layer)), args, kwargs)
+        return isinstance(found, Body) and alike(boundary.body, found, self._settings, self._arguments)
+
+    def _arguments(self, node: Any) -> tuple[Any, Any]:
+        call = self.calls[id(node)]
+        args, kwargs = node.arguments.args, node.arguments.kwargs
+        return self._arrays(call, args, kwargs) if call.arrays else (args, kwargs)
+
+    # -- layers and their arrays ----------------------------------------------------------------------------------
 
     def _layer(self, layer: Any, settings: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
         arrays = [self._array(variable) for variable in layer.weights]
@@ -164,14 +319,39 @@ class _Rebuilder:
         bias = self._new_bias(layer)
         if bias is not None:
             config["use_bias"], named["bias"] = True, bias
-        for name, value in settings.items():
+        for name, value in {**settings, "name": self._name(layer)}.items():
             _set(config, name, value)
         result = made(layer, config)
+        self.pairs.append((layer, result))
         if not names:
             return result, lambda: None
         if max(Counter(names).values()) > 1:
-            return result, lambda: result.set_weights(arrays)
-        return result, _give(result, named, layer)
+            finish: Callable[[], None] = lambda: result.set_weights(arrays)  # noqa: E731
+        else:
+            finish = _give(result, named, layer)
+
+        def finish_and_freeze() -> None:
+            finish()
+            _freeze_alike(layer, result)
+
+        return result, finish_and_freeze
+
+    def origins(self) -> tuple[tuple[Any, Any], ...]:
+        """(new variable, old variable), for all that is left."""
+        found: list[tuple[Any, Any]] = []
+        for old, new in self.pairs:
+            named = {variable.name: variable for variable in old.weights}
+            if len(named) == len(old.weights):
+                found += [(variable, named[variable.name]) for variable in new.weights if variable.name in named]
+            else:
+                found += zip(new.weights, old.weights, strict=True)
+        return tuple(found)
+
+    def narrowed(self, variable: Any, array: NDArray) -> NDArray:
+        """What is left of an array that is laid out as one of the old variables is."""
+        weight = self.weights.get(id(variable))
+        slots = self.slots.get(weight) if weight is not None else None
+        return array if slots is None else take(array, slots, self.new)
 
     def _array(self, variable: Any) -> NDArray:
         weight = self.weights.get(id(variable))
@@ -252,7 +432,7 @@ def made(layer: keras.layers.Layer, config: dict[str, Any]) -> Any:
     try:
         # What is in memory already may hold Python code.
         with serialization_lib.SafeModeScope(False):
-            return type(layer).from_config(config)
+            return type(layer).from_config(_unbuilt(config))
     except Exception as error:
         raise TraceError(
             f"{layer.name}, a {type(layer).__name__}, cannot be made again from its get_config(), which the stripped "
@@ -260,17 +440,38 @@ def made(layer: keras.layers.Layer, config: dict[str, Any]) -> Any:
         ) from error
 
 
-def copied(model: keras.Model) -> keras.Model:
-    """A model with layers and weights of its own."""
-    result = keras.models.clone_model(
-        model, clone_function=lambda layer: made(layer, configuration(layer)), recursive=_has_models(model)
-    )
-    result.set_weights(model.get_weights())
-    return result
+def _unbuilt(config: Any) -> Any:
+    """A configuration in which the layers inside do not know what they were built for."""
+    if isinstance(config, dict):
+        nested = "class_name" in config and "config" in config
+        return {key: _unbuilt(value) for key, value in config.items() if not (nested and key == "build_config")}
+    return [_unbuilt(value) for value in config] if isinstance(config, list) else config
 
 
-def _has_models(model: keras.Model) -> bool:
-    return any(isinstance(layer, keras.Model) for layer in model.layers)
+def _get(config: dict[str, Any], name: str, default: Any) -> Any:
+    """A setting as `_set` names it; `default` for what is no setting."""
+    outer, _, inner = name.partition("/")
+    if inner and isinstance(config.get(outer), dict):
+        return _get(config[outer]["config"], inner, default)
+    return config.get(outer, default)
+
+
+def _freeze_alike(old: Any, new: Any) -> None:
+    """Freeze the layers inside that are frozen in the old layer: its own configuration does not say."""
+    for before, after in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
+        if after.trainable and not before.trainable:
+            after.trainable = False
+
+
+@contextlib.contextmanager
+def _recursion(calls: int) -> Iterator[None]:
+    """Keras walks a functional graph by recursion: allow for a long one."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 10_000, 20 * calls))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def _connected(inputs: list[Any], outputs: list[Any], model: str) -> list[Any]:

@@ -13,47 +13,26 @@ from tfprune.channels.graph import Boundary, Call, ChannelGraph
 from tfprune.channels.labels import Shape
 from tfprune.channels.ops import Source
 from tfprune.channels.weights import Weight
-from tfprune.errors import TraceError
+from tfprune.keras_graph.expand import Body, body_of, expand, whole
 from tfprune.keras_graph.lowering import Lowering, Refused, find_rule
 
 
-def functional_of(model: Any) -> Any:
-    """The graph of a Functional or Sequential model, or None for a layer or a model with its own `call`."""
-    if isinstance(model, keras.Sequential):
-        return getattr(model, "_functional", None) if type(model).call is keras.Sequential.call else None
-    if isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth"):
-        return model if _keeps_functional_call(type(model)) else None
-    return None
-
-
-def _keeps_functional_call(cls: Any) -> bool:
-    """Whether a model class still runs its graph: Keras' Functional has no public name."""
-    bases = [base for base in cls.__mro__ if base.__name__ == "Functional" and base.__module__.startswith("keras.")]
-    return bool(bases) and cls.call is bases[0].call
-
-
-def nodes_of(functional: Any) -> list[Any]:
-    """The nodes of a functional graph in an order in which they can run, without its inputs."""
-    by_depth = functional._nodes_by_depth
-    return [
-        node
-        for depth in sorted(by_depth, reverse=True)
-        for node in by_depth[depth]
-        if node.operation and not node.is_input
-    ]
-
-
-def trace(model: keras.Model) -> ChannelGraph:
+def trace(model: keras.Model, inputs: Any = None) -> ChannelGraph:
     """Read a model as a graph of channels.
 
+    Nested models and shared layers are followed. So is a layer or model with Python code of its own, if its `call`
+    works on symbolic tensors: it is run on some once, and left as it was.
+
     Args:
-        model: a built Sequential or Functional model; nested models and shared layers included.
+        model: a built Sequential or Functional model, or one with a `call` of its own that has been called on data.
+        inputs: for a model with a `call` of its own that has not been called yet: `keras.Input`s, or shapes without the
+            batch axis, in the structure it takes. They are remembered for the model, and build it if it is not built.
 
     Returns:
         a `ChannelGraph`; print it to see the channel groups, who writes and reads each, and whether it is prunable.
 
     Raises:
-        TraceError: it is not a Keras model, is not built, or has a `call` of its own.
+        TraceError: it is not a Keras model, is not built, or has a `call` of its own that cannot be followed.
 
     >>> import keras, tfprune
     >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten(),
@@ -61,30 +40,15 @@ def trace(model: keras.Model) -> ChannelGraph:
     >>> tfprune.trace(model).groups[0].width
     4
     """
-    functional = _checked(model)
+    body = whole(model, inputs)
     tracer = _Tracer()
-    inputs = [tracer.source(tensor) for tensor in functional.inputs]
-    outputs = tracer.follow(functional, inputs, "")
+    values = [tracer.source(tensor) for tensor in body.inputs]
+    outputs = tracer.follow(body, values, "")
+    for variable in model.weights:  # what no call uses still counts as parameters
+        tracer.weight(variable, str(variable.path).rpartition("/")[0])
     variables = dict(tracer.variables)
-    return ChannelGraph(model.name, tracer.calls, tracer.shapes, inputs, outputs, tracer.boundaries, model, variables)
-
-
-def _checked(model: Any) -> Any:
-    if not isinstance(model, keras.Model):
-        raise TraceError(f"a keras.Model is needed, and a {type(model).__name__} came")
-    functional = functional_of(model)
-    if functional is not None:
-        return functional
-    kind = type(model).__name__
-    if isinstance(model, keras.Sequential):
-        raise TraceError(
-            f"the Sequential model {model.name!r} is not built, so its shapes are unknown; "
-            f"start it with keras.Input(shape) or call model.build(input_shape)"
-        )
-    raise TraceError(
-        f"{kind} {model.name!r} has a `call` of its own, which is Python code and no graph; "
-        f"build it with the functional API (keras.Model(inputs, outputs)), "
-        f"for example by calling its layers on keras.Input"
+    return ChannelGraph(
+        model.name, tracer.calls, tracer.shapes, values, outputs, tracer.boundaries, model, variables, body
     )
 
 
@@ -96,6 +60,8 @@ class _Tracer:
         self.variables: dict[Weight, Any] = {}
         self._weights: dict[int, Weight] = {}
         self._keys: dict[str, int] = {}
+        self._paths: dict[int, str] = {}
+        self._bodies: dict[Any, Body | Refused] = {}
 
     def new_value(self, shape: Shape) -> int:
         value = len(self.shapes)
@@ -111,39 +77,51 @@ class _Tracer:
     def weight(self, variable: Any, layer: str) -> Weight:
         known = self._weights.get(id(variable))
         if known is None:
-            # Inside the layer: `kernel`, or `query/kernel` of a layer that has layers.
-            parts = str(variable.path or variable.name).split("/")
-            own = layer.rpartition("/")[2]
-            key = "/".join([layer, *parts[parts.index(own) + 1 :]]) if own in parts[:-1] else f"{layer}/{variable.name}"
+            key = f"{layer}/{self._paths.get(id(variable), variable.name)}"
             count = self._keys[key] = self._keys.get(key, 0) + 1
             known = Weight(key if count == 1 else f"{key}#{count}", tuple(variable.shape))
             self._weights[id(variable)], self.variables[known] = known, variable
         return known
 
-    def follow(self, functional: Any, inputs: Sequence[int], path: str) -> list[int]:
-        """Lower every node of a functional graph that is called on `inputs`; return its output values."""
-        values = {id(tensor): value for tensor, value in zip(functional.inputs, inputs, strict=True)}
-        for node in nodes_of(functional):
+    def follow(self, body: Body, inputs: Sequence[int], path: str) -> list[int]:
+        """Lower every call of a graph that is called on `inputs`; return its output values."""
+        values = {id(tensor): value for tensor, value in zip(body.inputs, inputs, strict=True)}
+        for node in body.nodes:
             operation = node.operation
             given = [values[id(tensor)] for tensor in node.input_tensors]
-            nested = functional_of(operation)
             name = path + operation.name
-            if nested is not None:
-                result = tuple(self.follow(nested, given, name + "/"))
-                self.boundaries.append(Boundary(name, tuple(given), result, node))
+            inner = self.inside(node)
+            if isinstance(inner, Body):
+                result = tuple(self.follow(inner, given, name + "/"))
+                self.boundaries.append(Boundary(name, tuple(given), result, node, inner))
             else:
-                result = self.lower(node, name, given)
+                result = self.lower(node, name, given, inner)
             for tensor, value in zip(node.outputs, result, strict=True):
                 values[id(tensor)] = value
-        return [values[id(tensor)] for tensor in functional.outputs]
+        return [values[id(tensor)] for tensor in body.outputs]
 
-    def lower(self, node: Any, name: str, inputs: Sequence[int]) -> tuple[int, ...]:
+    def inside(self, node: Any) -> Body | Refused | None:
+        """What a call consists of; a shared layer is looked into once for each way of calling it."""
+        operation = node.operation
+        body = body_of(operation)
+        if body is not None:
+            return body
+        if find_rule(operation) is not None or not isinstance(operation, keras.layers.Layer):
+            return None
+        args, kwargs = node.arguments.args, node.arguments.kwargs
+        key = (id(operation), *map(_form, keras.tree.flatten((args, kwargs))), len(args), *sorted(kwargs))
+        if key not in self._bodies:
+            self._bodies[key] = expand(operation, args, kwargs)
+        return self._bodies[key]
+
+    def lower(self, node: Any, name: str, inputs: Sequence[int], refused: Refused | None) -> tuple[int, ...]:
         operation = node.operation
         shapes = [tuple(tensor.shape[1:]) for tensor in node.outputs]
         lowering = Lowering(name, inputs, shapes, self.shapes, self.new_value, self.weight, node)
         rule = find_rule(operation)
+        self._paths.update(_paths(operation))
         if rule is None:
-            result: Any = Refused(unknown(operation))
+            result: Any = Refused(unknown(operation, refused))
         else:
             result = rule(operation, lowering)
         if isinstance(result, Refused):
@@ -170,12 +148,34 @@ class _Tracer:
         return outputs
 
 
-def unknown(operation: Any) -> str:
-    """Why an operation has no rule, and what to do."""
+def _form(argument: Any) -> Any:
+    """What of an argument makes for another way of calling."""
+    if isinstance(argument, keras.KerasTensor):
+        return tuple(argument.shape), argument.dtype, getattr(argument, "_keras_mask", None) is not None
+    return argument if isinstance(argument, str | int | float | bool | None) else id(argument)
+
+
+def _paths(layer: Any) -> dict[int, str]:
+    """id of a variable -> where it is in a layer: `kernel`, or `query/kernel` of a layer that has layers.
+
+    A variable's own path does not say so: it depends on who built the layer inside, and when.
+    """
+    found: dict[int, str] = {}
+    for inner in getattr(layer, "_layers", ()):
+        found.update((key, f"{inner.name}/{path}") for key, path in _paths(inner).items() if key not in found)
+    own = (*getattr(layer, "_trainable_variables", ()), *getattr(layer, "_non_trainable_variables", ()))
+    found.update((id(variable), variable.name) for variable in own if id(variable) not in found)
+    return found
+
+
+def unknown(operation: Any, refused: Refused | None) -> str:
+    """Why an operation has no rule and is not looked into, and what to do."""
     kind = type(operation).__name__
-    if isinstance(operation, keras.layers.Layer) and not type(operation).__module__.startswith("keras."):
-        return f"{operation.name} is a {kind}, which tfprune does not know; tfprune.register_rule({kind}) can tell it"
-    return f"{operation.name} is a {kind}, which is not followed"
+    if not isinstance(operation, keras.layers.Layer):
+        return f"{operation.name} is a {kind}, which is not followed"
+    own = not type(operation).__module__.startswith("keras.")
+    what = f"{operation.name} is a {kind}, which tfprune does not know, and {refused}"
+    return f"{what}; tfprune.register_rule({kind}) can tell it" if own else what
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
