@@ -163,7 +163,9 @@ class ChannelGraph:
         model: Any = None,
         variables: dict[Weight, Any] | None = None,
         body: Any = None,
+        read: Callable[[Any], NDArray] = np.asarray,
     ):
+        self.read = read
         self.name, self.shapes, self.model, self.variables, self.body = name, shapes, model, variables or {}, body
         self.inputs, self.outputs, self.boundaries = tuple(inputs), tuple(outputs), tuple(boundaries)
         self.calls = list(calls)
@@ -190,18 +192,25 @@ class ChannelGraph:
             self.labels.protect(self.labels.of[value], "it is an output of the model")
 
     def _protect_containers(self) -> None:
-        """A head stays if anything inside must."""
+        """A head stays if anything inside must, or is inside of another that stays."""
         for outer, inner in self.labels.contained:
+            channels, units = self.channel_of[inner], self.unit_of[outer]
+            least, most = np.full(self.channels, self.units), np.full(self.channels, -1)
+            np.minimum.at(least, channels, units)
+            np.maximum.at(most, channels, units)
+            torn = least[channels] < most[channels]
+            if torn.any():
+                self.labels.protect(outer[torn], "what it contains is the same channel in each of its like")
             reason_of = np.full(self.channels, -1)
             for number, (labels, _) in reversed(list(enumerate(self.labels.protections))):
                 reason_of[self.channel_of[labels]] = number
-            reasons = reason_of[self.channel_of[inner]]
+            reasons = reason_of[channels]
             for number in np.unique(reasons[reasons >= 0]).tolist():
                 self.labels.protect(outer[reasons == number], self.labels.protections[number][1])
 
     def weight(self, weight: Weight) -> NDArray:
         """A weight's array, read from the traced model."""
-        return np.asarray(self.variables[weight])
+        return self.read(self.variables[weight])
 
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
@@ -365,7 +374,16 @@ class ChannelGraph:
             call.ops = tuple(copy.copy(op) for op in call.ops)
         boundaries = [b for b in self.boundaries if any(value in needed for value in b.outputs)]
         return ChannelGraph(
-            self.name, alive, self.shapes, self.inputs, self.outputs, boundaries, self.model, self.variables, self.body
+            self.name,
+            alive,
+            self.shapes,
+            self.inputs,
+            self.outputs,
+            boundaries,
+            self.model,
+            self.variables,
+            self.body,
+            self.read,
         )
 
     def __str__(self) -> str:

@@ -9,6 +9,8 @@ from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.ops import Facts, Narrowing, Op
 from tfprune.channels.weights import Slot, Weight
 
+_CHUNK = 1 << 18  # entries that are gathered at a time
+
 
 def slots_by_weight(graph: ChannelGraph) -> dict[Weight, list[Slot]]:
     """The slots of each weight that has any."""
@@ -36,14 +38,32 @@ def take(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
         array = _take_blocks(array, read, write, new)
     else:
         # A kernel that another call uses transposed has each axis twice.
-        for slot in {slot.axes: slot for slot in slots}.values():
-            array = _take_slot(array, slot, new.indices[slot.weight, slot.role])
+        distinct = {slot.axes: slot for slot in slots}
+        if all(len(axes) == 1 for axes in distinct):
+            array = _take_axes(array, {axes[0]: new.indices[s.weight, s.role].ravel() for axes, s in distinct.items()})
+        else:
+            for slot in distinct.values():
+                array = _take_slot(array, slot, new.indices[slot.weight, slot.role])
     return array if array.ndim == rank else array.reshape(*array.shape[: rank - 1], -1)
 
 
 def _whole(slot: Slot, indices: NDArray) -> bool:
     """Whether everything stays where it is."""
     return slot.labels.size == indices.size and bool((indices.ravel() == np.arange(indices.size)).all())
+
+
+def _take_axes(array: NDArray, indices: dict[int, NDArray]) -> NDArray:
+    """Gather along several axes, a few rows at a time: nothing larger than the result is made."""
+    (first, rows), *others = indices.items()
+    shape = [len(indices[axis]) if axis in indices else size for axis, size in enumerate(array.shape)]
+    result = np.empty(shape, array.dtype)
+    step = max(1, _CHUNK * array.shape[first] // max(1, array.size))
+    for start in range(0, len(rows), step):
+        part = np.take(array, rows[start : start + step], axis=first)
+        for axis, index in others:
+            part = np.take(part, index, axis=axis)
+        result[(slice(None),) * first + (slice(start, start + step),)] = part
+    return result
 
 
 def _take_slot(array: NDArray, slot: Slot, indices: NDArray) -> NDArray:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfprune.channels.labels import Indices, Labels, Shape, along
 from tfprune.channels.ops.base import Bools, Facts, Floats, Narrowing, Op, Violation
 from tfprune.channels.ops.elementwise import Affine
 from tfprune.channels.weights import Weight
+
+_LARGE = 1 << 20  # entries; more than that are not copied to be looked at
 
 
 @dataclass(eq=False)
@@ -142,12 +145,17 @@ class Contract(Op):
             shape[axis] = size
         labels.of[self.output] = target.transpose(np.argsort(self.write_axes)).reshape(shape)
 
-    def table(self, facts: Facts) -> Bools:
-        """(groups, inputs, outputs): whether the output depends on the input at all. Each weight is read once."""
+    def table(self, facts: Facts) -> NDArray:
+        """(groups, inputs, outputs), not 0 where the output depends on the input at all. Each weight is read once.
+
+        A large kernel that has no other axes is its own table.
+        """
         table = facts.tables.get((self.kernel, self.read_slots))
         if table is None:
-            nonzero = self._grouped(facts.weight(self.kernel)) != 0
-            table = nonzero.any(axis=tuple(range(nonzero.ndim - 3)))
+            grouped = self._grouped(facts.weight(self.kernel))
+            if grouped.ndim == 3 and grouped.size > _LARGE:
+                return grouped
+            table = (grouped != 0).any(axis=tuple(range(grouped.ndim - 3)))
             facts.tables[self.kernel, self.read_slots] = table
         return table
 
@@ -196,8 +204,7 @@ class Contract(Op):
         known = ~unknown & (constant != 0)
         if self.pads:
             unknown, known = unknown | known, np.zeros_like(known)
-        grouped = unknown.reshape(self.groups, -1, 1)
-        moving = table.any(axis=1) if grouped.all() else (table & grouped).any(axis=1)
+        moving = reached(table, unknown.reshape(self.groups, -1))
         result = np.where(moving.ravel(), np.nan, 0.0)
         if known.any():
             result = result + self.sums(facts, np.where(known, constant, 0.0))
@@ -212,8 +219,7 @@ class Contract(Op):
         others = tuple(axis for axis in range(read.ndim) if axis not in self.write_axes)
         wanted = np.transpose(read.any(axis=others, keepdims=True), (*self.write_axes, *others)).ravel()
         table = self.table(facts)
-        grouped = wanted.reshape(self.groups, 1, -1)
-        needed = table.any(axis=2) if grouped.all() else (table & grouped).any(axis=2)
+        needed = reached(table.swapaxes(1, 2), wanted.reshape(self.groups, -1))
         self.demand_inputs(facts, needed.ravel())
 
     def unfoldable(self, facts: Facts) -> dict[int, Bools]:
@@ -346,6 +352,27 @@ class Contract(Op):
         if not np.array_equal(source, np.concatenate([*(sources[group] for group in alive), source[:0]])):
             raise Violation(inputs, f"{self.layer}'s groups would be mixed up")
         new.groups[self.kernel] = len(alive)
+
+
+def reached(table: NDArray, chosen: Bools) -> Bools:
+    """Which columns have an entry that is not 0 in one of the chosen rows.
+
+    Args:
+        table: shape (groups, rows, columns).
+        chosen: shape (groups, rows).
+
+    >>> reached(np.array([[[1.0, 0.0], [0.0, 2.0]]]), np.array([[True, False]])).tolist()
+    [[True, False]]
+    """
+    if chosen.all():
+        return table.any(axis=1)
+    result = np.zeros((table.shape[0], table.shape[2]), bool)
+    step = max(1, _LARGE // max(1, table.shape[0] * table.shape[2]))
+    for start in range(0, table.shape[1], step):
+        rows = slice(start, start + step)
+        if chosen[:, rows].any():
+            result |= ((table[:, rows] != 0) & chosen[:, rows, None]).any(axis=1)
+    return result
 
 
 def _first_missing(labels: Indices, present: Indices, count: int) -> Indices:

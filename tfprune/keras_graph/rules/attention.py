@@ -54,7 +54,7 @@ def _attention(layer: Any, lower: Lowering, repeats: int = 1) -> _Heads | Refuse
                 heads,
                 len(lower.shape(heads)) - 2,
                 lambda size: np.repeat(np.arange(size), repeats),
-                (*lower.shape(heads)[:-2], layer.num_query_heads, lower.shape(heads)[-1]),
+                layer.num_query_heads,
             )
             for heads in (k, v)
         )
