@@ -15,11 +15,14 @@ from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.ops import Narrowing, Violation
 
 
-def narrow(graph: ChannelGraph, keep: NDArray[np.bool_]) -> tuple[Narrowing, dict[int, str]]:
+def narrow(
+    graph: ChannelGraph, keep: NDArray[np.bool_], constant: dict[int, NDArray[np.float64]] | None = None
+) -> tuple[Narrowing, dict[int, str]]:
     """Find the smaller model's positions.
 
     Args:
         keep: channel -> whether it should stay.
+        constant: value -> the constants of its channels, for calls that are written anew without them.
 
     Returns:
         the positions, and channel -> reason for each that came back.
@@ -27,7 +30,8 @@ def narrow(graph: ChannelGraph, keep: NDArray[np.bool_]) -> tuple[Narrowing, dic
     keep = keep.copy()
     returned: dict[int, str] = {}
     while True:
-        new = Narrowing(graph.labels.of, graph.shapes, graph.labels.slots, keep[graph.channel_of])
+        stays = keep[graph.channel_of]
+        new = Narrowing(graph.labels.of, graph.shapes, graph.labels.slots, stays, constant=constant or {})
         try:
             _walk(graph, new)
             return new, returned

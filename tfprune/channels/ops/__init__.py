@@ -2,28 +2,62 @@
 
 from tfprune.channels.ops.base import Facts, Narrowing, Op, Violation
 from tfprune.channels.ops.contract import Contract, Depthwise
-from tfprune.channels.ops.elementwise import Affine, Combine, Map, Mix, Opaque, Reduce, Slope, Source, Spatial
-from tfprune.channels.ops.movement import Concatenate, Permute, Reshape, Stack, reshape_blocks
+from tfprune.channels.ops.elementwise import (
+    Affine,
+    AsOne,
+    Combine,
+    Map,
+    Mix,
+    Opaque,
+    Reduce,
+    Slope,
+    Source,
+    Spatial,
+)
+from tfprune.channels.ops.movement import (
+    Concatenate,
+    Gather,
+    Pad,
+    Permute,
+    Reshape,
+    Stack,
+    natural,
+    reshape_blocks,
+    taken_from,
+)
+from tfprune.channels.ops.normalize import Normalize
+from tfprune.channels.ops.product import Product
+from tfprune.channels.ops.recurrent import Recurrent
+from tfprune.channels.ops.together import Together
 
 __all__ = [
     "Affine",
+    "AsOne",
     "Combine",
     "Concatenate",
     "Contract",
     "Depthwise",
     "Facts",
+    "Gather",
     "Map",
     "Mix",
     "Narrowing",
+    "Normalize",
     "Op",
     "Opaque",
+    "Pad",
     "Permute",
+    "Product",
+    "Recurrent",
     "Reduce",
     "Reshape",
     "Slope",
     "Source",
     "Spatial",
     "Stack",
+    "Together",
     "Violation",
+    "natural",
     "reshape_blocks",
+    "taken_from",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tfprune.channels.labels import Indices, Labels, Shape, along, varies
-from tfprune.channels.ops.base import Facts, Floats, Narrowing, Op, Violation
+from tfprune.channels.labels import Indices, Labels, Shape, along, one_along, varies
+from tfprune.channels.ops.base import Bools, Facts, Floats, Narrowing, Op, Violation
 from tfprune.channels.weights import Weight
 
 
@@ -102,19 +103,37 @@ def applied(function: Callable[[NDArray], NDArray], constant: Floats) -> Floats:
 
 
 @dataclass(eq=False)
-class Spatial(Map):
-    """Pooling, padding, cropping, upsampling: positions move, channels do not.
-
-    Attributes:
-        axes: the axes whose positions move.
-        pads: whether zeros come in from outside, which only a constant 0 survives.
-    """
+class AsOne(Map):
+    """From here on nothing tells the positions along `axes` apart: channels there go or stay together."""
 
     axes: tuple[int, ...] = ()
+
+    def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
+        labels.of[self.output] = one_along(labels, labels.of[self.inputs[0]], self.axes)
+
+    def forward(self, facts: Facts) -> None:
+        super().forward(facts)
+        facts.constant[self.output] = uniform(facts.constant[self.output], facts.labels[self.output].shape)
+
+    def narrow(self, new: Narrowing) -> None:
+        new.kept[self.output] = new.one_along(self.inputs[0], self.axes)
+
+
+@dataclass(eq=False)
+class Spatial(AsOne):
+    """Pooling, padding, cropping, resizing, sorting: positions along `axes` move or mix, channels do not.
+
+    Attributes:
+        axes: the axes whose positions move. Channels that lie along them and along others are tied.
+        pads: whether positions come in from outside.
+        fill: what they hold; no other constant survives.
+    """
+
     pads: bool = False
+    fill: float = 0.0
 
     def obstacle(self, labels: Labels, shapes: dict[int, Shape]) -> str | None:
-        if varies(labels.of[self.inputs[0]], self.axes):
+        if only_along(labels.of[self.inputs[0]], self.axes):
             return f"{self.layer} works along an axis that holds channels"
         return None
 
@@ -122,41 +141,97 @@ class Spatial(Map):
         super().forward(facts)
         if self.pads:
             constant = facts.constant[self.output]
-            facts.constant[self.output] = np.where(constant == 0, 0.0, np.nan)
+            facts.constant[self.output] = np.where(constant == self.fill, self.fill, np.nan)
+
+
+def only_along(array: NDArray, axes: tuple[int, ...]) -> bool:
+    """Whether a value's channels lie along `axes` and no other axis."""
+    others = tuple(axis for axis in range(array.ndim) if axis not in axes)
+    return varies(array, axes) and not varies(array, others)
 
 
 @dataclass(eq=False)
 class Reduce(Op):
-    """Mean, maximum or sum over axes that hold no channels; global pooling.
+    """Mean, maximum, sum and the like over some axes; global pooling.
+
+    Over positions it works on each channel by itself, and channels that lie along `axes` and along others are tied.
+    Over channels alone it reads all of them into one number a position. Channels that are constant may then go if the
+    number can be put together again from what is left and those constants.
 
     Attributes:
         axes: what is reduced.
         keepdims: whether they stay with size 1.
-        function: what becomes of a constant; None where it stays what it is (mean, maximum).
+        function: what becomes of a constant that comes `count` times (NaN if that is unknown); None where it stays what
+            it is (mean, maximum).
+        fold: what becomes of several such results over channels; None: no channel may go.
     """
 
     axes: tuple[int, ...] = ()
     keepdims: bool = False
-    function: Callable[[NDArray], NDArray] | None = None
-
-    def obstacle(self, labels: Labels, shapes: dict[int, Shape]) -> str | None:
-        return f"{self.layer} reduces over channels" if varies(labels.of[self.inputs[0]], self.axes) else None
+    function: Callable[..., NDArray] | None = None
+    fold: Callable[[NDArray], float] | None = None
 
     def _reduced(self, array: NDArray) -> NDArray:
         return array if self.keepdims else array.squeeze(self.axes)
 
     def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
-        labels.of[self.output] = self._reduced(labels.of[self.inputs[0]])
+        source = labels.of[self.inputs[0]]
+        self._shape = shapes[self.inputs[0]]
+        if not self.over_channels(labels.of):
+            labels.of[self.output] = self._reduced(one_along(labels, source, self.axes))
+            return
+        if self.fold is None:
+            labels.protect(source, f"{self.layer} reduces over channels")
+        labels.of[self.output] = labels.fresh(1).reshape((1,) * len(shapes[self.output]))
+
+    def over_channels(self, labels: dict[int, Indices]) -> bool:
+        """Whether channels are reduced, and not positions of each channel."""
+        return only_along(labels[self.inputs[0]], self.axes)
+
+    def contributions(self, constant: Floats, labels: dict[int, Indices], shape: Shape) -> Floats:
+        """What each constant is once positions are reduced; NaN where that is not known."""
+        if self.function is None:
+            return constant
+        own, over = labels[self.inputs[0]].shape, self.over_channels(labels)
+        positions = [shape[axis] for axis in self.axes if not over or own[axis] == 1]
+        count = math.nan if None in positions else math.prod(positions)  # type: ignore[arg-type]
+        return applied(functools.partial(self.function, count=count), constant)
 
     def forward(self, facts: Facts) -> None:
-        constant = self._reduced(facts.constant[self.inputs[0]])
-        facts.constant[self.output] = applied(self.function, constant) if self.function else constant
+        constant = self.contributions(facts.constant[self.inputs[0]], facts.labels, self._shape)
+        shape = facts.labels[self.output].shape
+        if not self.over_channels(facts.labels):
+            kept = tuple(1 if axis in self.axes else size for axis, size in enumerate(constant.shape))
+            facts.constant[self.output] = self._reduced(uniform(constant, kept)).reshape(shape)
+        elif self.fold is None or np.isnan(constant).any():
+            facts.constant[self.output] = np.full(shape, np.nan)
+        else:
+            facts.constant[self.output] = np.full(shape, self.fold(constant.ravel()), np.float64)
 
     def backward(self, facts: Facts) -> None:
-        facts.demand(self.inputs[0], facts.read[self.output].reshape(facts.labels[self.inputs[0]].shape))
+        read, shape = facts.read[self.output], facts.labels[self.inputs[0]].shape
+        if self.over_channels(facts.labels):
+            facts.demand(self.inputs[0], np.full(shape, read.any()))
+        else:
+            lines = tuple(1 if axis in self.axes else size for axis, size in enumerate(shape))
+            facts.demand(self.inputs[0], read.reshape(lines))
+
+    def unfoldable(self, facts: Facts) -> dict[int, Bools]:
+        value = self.inputs[0]
+        if not self.over_channels(facts.labels) or not facts.read[self.output].any():
+            return {}
+        constant = facts.constant[value]
+        return {value: np.isfinite(constant) & np.isnan(self.contributions(constant, facts.labels, self._shape))}
 
     def narrow(self, new: Narrowing) -> None:
-        new.kept[self.output] = self._reduced(new.kept[self.inputs[0]])
+        value, labels = self.inputs[0], new.labels[self.output]
+        if not self.over_channels(new.labels):
+            new.kept[self.output] = self._reduced(new.one_along(value, self.axes))
+            return
+        stays = bool(new.keep[labels].all())
+        if stays and new.empty(value):
+            raise Violation(new.labels[value].ravel()[:1], f"{self.layer} would have nothing left to reduce")
+        new.kept[self.output] = np.zeros(labels.shape if stays else (0,) * labels.ndim, np.intp)
 
 
 @dataclass(eq=False)
@@ -165,7 +240,7 @@ class Affine(Op):
 
     Attributes:
         axis: the channel axis.
-        parameters: (weight, role) of each weight, all vectors along the axis.
+        parameters: (weight, role) of each weight, all vectors along the axis; leading axes have one entry.
         coefficients: from the weights' arrays, in that order, to (scale, shift), which broadcast to (channels,).
     """
 
@@ -182,7 +257,7 @@ class Affine(Op):
         labels.of[self.output] = source
         flat = along(labels, source, shape, (self.axis,))
         for weight, role in self.parameters:
-            labels.bind(weight, role + ":" + weight.name, flat, weight.shape, (0,))
+            labels.bind(weight, role + ":" + weight.name, flat, weight.shape, (len(weight.shape) - 1,))
 
     def scale_and_shift(self, facts: Facts) -> tuple[Floats, Floats]:
         """Both of shape (channels,), or (1,)."""
@@ -369,24 +444,48 @@ def _broadcast(arrays: list[Indices]) -> bool:
 
 @dataclass(eq=False)
 class Mix(Op):
-    """Every output depends on every input channel: LayerNormalization, softmax over channels.
+    """Every output depends on all that lies along `axes`: LayerNormalization, softmax, cumulative sums.
 
-    The channels keep their places, but none may go.
+    The channels keep their places. Where nothing else tells them apart none may go; where they lie along other axes
+    too, as scores of several heads do, those that differ along `axes` alone go together.
+
+    Attributes:
+        axes: what is read together; None for everything.
+        function: what becomes of a constant that is the same along `axes`; None: not known.
     """
+
+    axes: tuple[int, ...] | None = None
+    function: Callable[[NDArray], NDArray] | None = None
+
+    def _axes(self, array: NDArray) -> tuple[int, ...]:
+        return tuple(range(array.ndim)) if self.axes is None else self.axes
 
     def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
         source = labels.of[self.inputs[0]]
-        labels.protect(source, f"{self.layer} reads all channels together")
+        if only_along(source, self._axes(source)) or (self.axes is None and source.size == 1):
+            labels.protect(source, f"{self.layer} reads all channels together")
+        else:
+            one_along(labels, source, self._axes(source))
         labels.of[self.output] = source
 
     def forward(self, facts: Facts) -> None:
-        facts.constant[self.output] = np.full(facts.labels[self.output].shape, np.nan)
+        constant = facts.constant[self.inputs[0]]
+        if self.function is None:
+            constant = np.full(constant.shape, np.nan)
+        else:
+            axes = self._axes(constant)
+            lines = tuple(1 if axis in axes else size for axis, size in enumerate(constant.shape))
+            constant = applied(self.function, np.broadcast_to(uniform(constant, lines), constant.shape))
+        facts.constant[self.output] = constant
 
     def backward(self, facts: Facts) -> None:
-        demand_all(self, facts)
+        read = facts.read[self.output]
+        facts.demand(self.inputs[0], np.broadcast_to(read.any(axis=self._axes(read), keepdims=True), read.shape))
 
     def narrow(self, new: Narrowing) -> None:
-        new.kept[self.output] = new.kept[self.inputs[0]]
+        value = self.inputs[0]
+        new.one_along(value, self._axes(new.labels[value]))
+        new.kept[self.output] = new.kept[value]
 
 
 @dataclass(eq=False)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfprune.channels.labels import Indices, Labels, Shape, expand
+from tfprune.channels.labels import Indices, Labels, Shape, expand, varies
 from tfprune.channels.ops.base import Facts, Narrowing, Op, Violation
+from tfprune.channels.ops.elementwise import Spatial
 
 
 @dataclass(eq=False)
@@ -66,6 +68,9 @@ class Rearrange(Op):
 
     def narrow(self, new: Narrowing) -> None:
         old = new.labels[self.output].shape
+        if all(map(new.empty, self.inputs)):
+            new.kept[self.output] = np.zeros((0,) * len(old), np.intp)
+            return
         ids, offset = [], 0
         for value, prepared in zip(self.inputs, self._prepared, strict=True):
             ids.append(self._ids(new.kept[value], new.labels[value].shape, prepared) + offset)
@@ -117,6 +122,129 @@ class Permute(Rearrange):
 
     def move(self, arrays: list[NDArray], old: Shape) -> NDArray:
         return arrays[0].transpose(self.axes)
+
+
+@dataclass(eq=False)
+class Gather(Rearrange):
+    """Slices, one part of a split, flips, rolls, repeats: output position i along one axis is the input's select[i].
+
+    Attributes:
+        select: from the size of the axis to the indices that are taken.
+        rewritable: whether the call can be written with any other indices too. If not, what is left must be what the
+            same call takes from the narrower input.
+    """
+
+    axis: int
+    select: Callable[[int], Indices]
+    rewritable: bool = False
+
+    def settled(self, labels: Labels, shapes: dict[int, Shape]) -> Op:
+        if varies(labels.of[self.inputs[0]], (self.axis,)):
+            return self
+        return Spatial(self.layer, self.inputs, self.outputs, None, (self.axis,))
+
+    def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
+        self._indices = np.asarray(self.select(labels.of[self.inputs[0]].shape[self.axis]), np.intp)
+        super().label(labels, shapes)
+
+    def prepared(self, arrays: list[NDArray], shapes: list[Shape]) -> list[NDArray]:
+        return arrays
+
+    def move(self, arrays: list[NDArray], old: Shape) -> NDArray:
+        return np.take(arrays[0], self._indices, axis=self.axis)
+
+    def narrow(self, new: Narrowing) -> None:
+        value, labels = self.inputs[0], new.labels[self.output]
+        if new.empty(value):
+            new.kept[self.output] = np.zeros((0,) * labels.ndim, np.intp)
+            return
+        along = new.positions(value, (self.axis,))
+        taken = taken_from(along, self._indices)
+        staying = np.flatnonzero(taken >= 0)
+        if not self.rewritable and not np.array_equal(taken[staying], natural(self.select, len(along))):
+            raise Violation(new.labels[value], f"{self.layer} cannot be written with what would be left")
+        moved = np.take(new.kept[value], taken[staying], axis=self.axis)
+        coordinates = list(np.unravel_index(moved, new.labels[value].shape))
+        line = staying.reshape([-1 if axis == self.axis else 1 for axis in range(labels.ndim)])
+        coordinates[self.axis] = np.broadcast_to(line, moved.shape)
+        new.kept[self.output] = np.ravel_multi_index(coordinates, labels.shape)
+
+
+def taken_from(left: Indices, indices: Indices) -> Indices:
+    """Where the old positions `indices` are among those that are left; -1 where they are gone.
+
+    >>> taken_from(np.array([0, 2, 3]), np.array([1, 2, 3])).tolist()
+    [-1, 1, 2]
+    """
+    where = np.full(max(left.max(initial=-1), indices.max(initial=-1)) + 1, -1)
+    where[left] = np.arange(len(left))
+    return where[indices]
+
+
+def natural(select: Callable[[int], Indices], size: int) -> Indices | None:
+    """What `select` takes from another size; None where that cannot be said."""
+    try:
+        indices = np.asarray(select(size), np.intp)
+    except (ValueError, IndexError):
+        return None
+    return indices if not indices.size or (indices.min() >= 0 and indices.max() < size) else None
+
+
+@dataclass(eq=False)
+class Pad(Rearrange):
+    """Constants before and after what is there along one axis. Along channels they are channels too, and may go.
+
+    Attributes:
+        before, after: how many.
+        fill: what they hold; NaN if that is not known.
+    """
+
+    axis: int
+    before: int
+    after: int
+    fill: float = 0.0
+
+    def settled(self, labels: Labels, shapes: dict[int, Shape]) -> Op:
+        if varies(labels.of[self.inputs[0]], (self.axis,)):
+            return self
+        return Spatial(self.layer, self.inputs, self.outputs, None, (self.axis,), True, self.fill)
+
+    def obstacle(self, labels: Labels, shapes: dict[int, Shape]) -> str | None:
+        source = labels.of[self.inputs[0]]
+        others = tuple(axis for axis in range(source.ndim) if axis != self.axis)
+        if varies(source, (self.axis,)) and varies(source, others):
+            return f"{self.layer} pads an axis that holds channels of several kinds"
+        return None
+
+    def _padded(self, array: NDArray, pads: NDArray) -> NDArray:
+        shape = [-1 if axis == self.axis else 1 for axis in range(array.ndim)]
+        return np.concatenate(
+            [pads[: self.before].reshape(shape), array, pads[self.before :].reshape(shape)], axis=self.axis
+        )
+
+    def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
+        source = labels.of[self.inputs[0]]
+        labels.of[self.output] = self._padded(source, labels.fresh(self.before + self.after))
+
+    def forward(self, facts: Facts) -> None:
+        pads = np.full(self.before + self.after, self.fill)
+        facts.constant[self.output] = self._padded(facts.constant[self.inputs[0]], pads)
+
+    def backward(self, facts: Facts) -> None:
+        size = facts.labels[self.inputs[0]].shape[self.axis]
+        inside = np.arange(self.before, self.before + size)
+        facts.demand(self.inputs[0], np.take(facts.read[self.output], inside, axis=self.axis))
+
+    def narrow(self, new: Narrowing) -> None:
+        value, labels = self.inputs[0], new.labels[self.output]
+        size = new.labels[value].size
+        stays = np.flatnonzero(new.keep[labels.ravel()])
+        pads = stays[(stays < self.before) | (stays >= self.before + size)]
+        inside = new.kept[value].ravel() + self.before
+        if pads.size and not inside.size:
+            raise Violation(new.labels[value].ravel()[:1], f"{self.layer} would have nothing left to pad")
+        left = np.concatenate([pads[pads < self.before], inside, pads[pads >= self.before]])
+        new.kept[self.output] = left.reshape([-1 if axis == self.axis else 1 for axis in range(labels.ndim)])
 
 
 @dataclass(eq=False)

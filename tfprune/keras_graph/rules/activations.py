@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.keras_graph.lowering import Lowering, Refused, register_rule
+from tfprune.keras_graph.rules.axes import nothing_known, own_axes
 
 ELEMENTWISE = frozenset(
     function
@@ -46,7 +47,7 @@ def activated(layer: Any, lower: Lowering, value: int) -> Any:
 
 def _apply(function: Any, lower: Lowering, value: int) -> Any:
     if function in _OVER_CHANNELS:
-        return lower.mix(value)
+        return lower.mix(value, (len(lower.shape(value)) - 1,))
     known = elementwise(function)
     return known if isinstance(known, Refused) else lower.map(value, known)
 
@@ -82,5 +83,13 @@ def prelu(layer, lower: Lowering) -> int:
 
 
 @register_rule(layers.Softmax)
-def softmax(layer, lower: Lowering) -> int:
-    return lower.mix(lower.inputs[0])
+def softmax(layer, lower: Lowering):
+    x = lower.inputs[0]
+    axes = own_axes(layer.axis, len(lower.shape(x)))
+    if isinstance(axes, Refused):
+        return axes
+    if len(lower.inputs) > 1:
+        if any(len(lower.shape(value)) != len(lower.output_shape) for value in lower.inputs):
+            return Refused("its mask has another rank than what it masks")
+        x = lower.combine(lower.inputs, "mask", nothing_known, lower.output_shape)
+    return lower.mix(x, axes)

@@ -29,6 +29,12 @@ def spatial_axes(layer: Any, lower: Lowering) -> tuple[int, ...]:
     layers.UpSampling1D,
     layers.UpSampling2D,
     layers.UpSampling3D,
+    *(
+        getattr(layers, f"Adaptive{kind}Pooling{rank}D")
+        for kind in ("Average", "Max")
+        for rank in (1, 2, 3)
+        if hasattr(layers, f"Adaptive{kind}Pooling{rank}D")
+    ),
 )
 def moved(layer, lower: Lowering) -> int:
     # Keras leaves padded positions out of maxima and averages, so a constant stays what it is.

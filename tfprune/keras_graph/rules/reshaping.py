@@ -5,7 +5,7 @@ from __future__ import annotations
 from keras import layers
 
 from tfprune.channels.labels import Shape
-from tfprune.keras_graph.lowering import Lowering, Refused, register_rule
+from tfprune.keras_graph.lowering import Lowering, register_rule
 
 
 def target(shape: Shape) -> tuple[int, ...]:
@@ -32,8 +32,3 @@ def flatten(layer, lower: Lowering):
 @register_rule(layers.Permute)
 def permute(layer, lower: Lowering) -> int:
     return lower.permute(lower.inputs[0], tuple(axis - 1 for axis in layer.dims))
-
-
-@register_rule(layers.RepeatVector)
-def repeat_vector(layer, lower: Lowering):
-    return Refused("repeated vectors are not followed yet")
