@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tfprune.channels.labels import Indices, Labels, Shape, along
+from tfprune.channels.labels import Indices, Labels, Shape, along, varies
 from tfprune.channels.ops.base import Bools, Facts, Floats, Narrowing, Op, Violation
-from tfprune.channels.ops.elementwise import Affine
+from tfprune.channels.ops.elementwise import Affine, Spatial
 from tfprune.channels.weights import Weight
 
 _LARGE = 1 << 20  # entries; more than that are not copied to be looked at
@@ -93,6 +93,15 @@ class Contract(Op):
 
     def settled(self, labels: Labels, shapes: dict[int, Shape]) -> Op:
         heads = self._heads(labels)
+        others = tuple(axis for axis in range(len(shapes[self.inputs[0]])) if axis not in self.read_axes)
+        if (
+            self.read
+            and not varies(labels.of[self.inputs[0]], self.read_axes)
+            and varies(labels.of[self.inputs[0]], others)
+        ):
+            return OverPositions(
+                self.layer, self.inputs, self.outputs, _unknown, self.read_axes, False, 0.0, self.kernel, self.positions
+            )
         if not heads:
             return self
         (axis, kernel_axis, out), rest = heads[0], tuple(axes for axes in self.along if axes != heads[0])
@@ -352,6 +361,27 @@ class Contract(Op):
         if not np.array_equal(source, np.concatenate([*(sources[group] for group in alive), source[:0]])):
             raise Violation(inputs, f"{self.layer}'s groups would be mixed up")
         new.groups[self.kernel] = len(alive)
+
+
+@dataclass(eq=False)
+class OverPositions(Spatial):
+    """A kernel that mixes positions and is the same for every channel: the token-mixing layers of an MLP-Mixer.
+
+    What it writes are positions, which stay.
+    """
+
+    kernel: Weight | None = None
+    positions: int = 0
+
+    def weights(self) -> tuple[Weight, ...]:
+        return (self.kernel,) if self.kernel is not None else ()
+
+    def macs(self, sizes: Callable[[Weight], int]) -> int:
+        return self.positions * sum(map(sizes, self.weights()))
+
+
+def _unknown(constants: NDArray) -> NDArray:
+    return np.full(constants.shape, np.nan)
 
 
 def reached(table: NDArray, chosen: Bools) -> Bools:

@@ -74,7 +74,7 @@ class Normalize(Op):
                 labels.protect(array, f"{self.layer} reads all channels together")
             else:
                 labels.tie(sets, sets[:, :1])
-        if self.parameters:
+        if varies(array, self.parameter_axes):
             own = along(labels, array, shapes[value], self.parameter_axes)
             for weight, role in self.parameters:
                 labels.bind(weight, f"{role}:{weight.name}", own, weight.shape, tuple(range(len(weight.shape))))
@@ -128,7 +128,7 @@ class Normalize(Op):
     def narrow(self, new: Narrowing) -> None:
         value = self.inputs[0]
         new.kept[self.output] = new.kept[value]
-        if self.parameters:
+        if varies(new.labels[value], self.parameter_axes):
             positions = new.positions(value, self.parameter_axes)
             for weight, role in self.parameters:
                 new.fix(weight, f"{role}:{weight.name}", positions, new.labels[value])

@@ -154,7 +154,10 @@ def attention(layer, lower: Lowering):
         summed = lower.map(lower.combine(wide, "add", np.add, shape), np.tanh)
         vector = layer.scale if isinstance(layer, layers.AdditiveAttention) else None
         if vector is None:
-            scores = lower.total(summed, (2,), False)
+            # Only what is 0 adds nothing to the sum.
+            scores = lower.reduce(
+                summed, (2,), False, lambda constant, count: np.where(constant == 0, 0, np.nan), np.sum
+            )
         else:
             scores = lower.contract(
                 summed, vector, read=[(2, 0)], write=[], shape=(queries, keys), positions=positions(shape, 2)
