@@ -77,10 +77,14 @@ def cost(model: keras.Model | ChannelGraph) -> Cost:
     graph = model if isinstance(model, ChannelGraph) else trace(model)
     parameters: dict[str, int] = {}
     sizes: dict[str, int] = {}
+    called = {call.layer for call in graph.calls}
     for weight, variable in graph.variables.items():
-        parameters[weight.layer] = parameters.get(weight.layer, 0) + weight.size
+        layer = weight.layer
+        while layer and layer not in called:  # the weights of a layer inside are the outer one's
+            layer = layer.rpartition("/")[0]
+        parameters[layer] = parameters.get(layer, 0) + weight.size
         width = np.dtype(_numpy_dtype(variable)).itemsize
-        sizes[weight.layer] = sizes.get(weight.layer, 0) + weight.size * width
+        sizes[layer] = sizes.get(layer, 0) + weight.size * width
     rows: dict[str, LayerCost] = {}
     for call in graph.calls:
         macs = sum(op.macs(_size) for op in call.ops)

@@ -83,7 +83,7 @@ def failures(
     by_layer: dict[str, tuple[int, int]] = {}
     for weight, slots in plan.zeros_of.items():
         for slot, gone in slots:
-            if slot.role not in ("write", "depthwise", "read"):
+            if slot.kind not in ("write", "depthwise", "read"):
                 continue
             sums = np.abs(slot.rows(keras.ops.convert_to_numpy(variables[weight])))[gone].sum(axis=1, dtype=np.float64)
             _, filters = np.unique(plan.graph.channel_of[slot.labels.ravel()[gone]], return_inverse=True)

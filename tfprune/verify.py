@@ -98,7 +98,8 @@ def random_inputs(model: keras.Model, samples: int = 2, seed: int = 0, size: int
     generator = np.random.default_rng(seed)
     arrays = []
     for place, tensor in enumerate(keras.tree.flatten(input_structure(model))):
-        shape = (samples, *(size if axis is None else axis for axis in tensor.shape[1:]))
+        batch = samples if tensor.shape[0] is None else tensor.shape[0]
+        shape = (batch, *(size if axis is None else axis for axis in tensor.shape[1:]))
         if "int" in tensor.dtype:
             arrays.append(generator.integers(0, _vocabulary(model, place), shape).astype(tensor.dtype))
         elif tensor.dtype == "bool":
@@ -124,9 +125,17 @@ def run(
         weights: (variable, array), to compute with other arrays than the variables hold, which are not changed.
     """
     packed = keras.tree.pack_sequence_as(input_structure(model), list(inputs))
-    with keras.StatelessScope(state_mapping=list(weights)) if weights else contextlib.nullcontext():
+    held = [*weights, *((state, keras.ops.zeros_like(state.value)) for state in _states(model))]
+    with keras.StatelessScope(state_mapping=held) if held else contextlib.nullcontext():
         outputs = model(packed, training=False)
     return [keras.ops.convert_to_numpy(keras.ops.cast(y, _comparable(y.dtype))) for y in keras.tree.flatten(outputs)]
+
+
+def _states(model: keras.Model) -> list[keras.Variable]:
+    """What stateful recurrent layers carry from one batch to the next; a comparison starts from zeros."""
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "stateful", False)]
+    states = [state for layer in layers for state in keras.tree.flatten(getattr(layer, "states", None))]
+    return [state for state in states if isinstance(state, keras.Variable)]
 
 
 def _comparable(dtype) -> str:

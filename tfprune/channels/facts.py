@@ -83,7 +83,7 @@ def _reason(graph: ChannelGraph, facts: Facts, value: int, channel: int, constan
             known = before[np.isfinite(before)]
             if known.size:
                 return f"{known[0]:.3g} after {graph.producer[source].layer} crosses the padded {writer}"
-        return f"what {writer} writes there depends on the input, and is read"
+        return op.why_unknown()
     for op in graph.ops:
         kept = op.unfoldable(facts).get(value) if value in op.inputs else None
         if kept is not None and (kept & (graph.channel_of[graph.labels.of[value]] == channel)).any():

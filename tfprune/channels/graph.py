@@ -297,7 +297,7 @@ class ChannelGraph:
             for positions in _runs(owners):
                 groups[owners[positions[0]]].members.append(Member(slot, positions, within[units[positions]]))
         holds = self._contents(groups, group_of, within)
-        names = {int(group_of[self.unit_of[label]]): name for label, name in self.labels.names.items()}
+        names = {int(group_of[self.unit_of[label]]): name for label, name in reversed(self.labels.names.items())}
         for number, group in enumerate(groups):
             group.name = names.get(number, "")
         named = _named([group for group in groups if group.writers])

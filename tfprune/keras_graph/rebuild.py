@@ -116,7 +116,8 @@ class _Rebuilder:
         return result
 
     def _sequential(self, name: str, body: Body, tensor: Any) -> keras.Sequential:
-        layers = [self._operation(node) for node in body.nodes]
+        # Operations between the layers make masks, which are made anew.
+        layers = [self._operation(node) for node in body.nodes if isinstance(node.operation, keras.layers.Layer)]
         result = keras.Sequential([tensor, *(layer for layer, _ in layers)], name=name)
         for _, finish in layers:
             finish()

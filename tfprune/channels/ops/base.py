@@ -196,6 +196,10 @@ class Op:
         """Input value -> which of its channels are constants that this op reads and could not do without."""
         return {}
 
+    def why_unknown(self) -> str:
+        """Why a channel that it writes has to stay, in words."""
+        return f"what {self.layer} writes there depends on the input, and is read"
+
     def why_unfoldable(self, constant: float, writer: str) -> str:
         """Why a constant has to stay, in words."""
         return f"{constant:.3g} after {writer} is read by {self.layer}"

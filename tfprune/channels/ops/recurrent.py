@@ -174,7 +174,7 @@ class Recurrent(Op):
         while (more := reads[:, wanted].any(axis=1) & ~wanted).any():
             wanted = wanted | more
         facts.demand(self.output, wanted.reshape(facts.labels[self.output].shape))
-        rows = self.table(facts, self.kernel)[..., wanted].any(axis=(1, 2))
+        rows: Bools = np.any(self.table(facts, self.kernel)[..., wanted], axis=(1, 2))
         facts.demand(self.inputs[0], self._shaped(rows, self.rank))
         for state in self.initial:
             facts.demand(state, self._shaped(wanted, facts.labels[state].ndim))
@@ -191,6 +191,9 @@ class Recurrent(Op):
         own.read.update({out: facts.read[out] for out in self.outputs})
         self.backward(own)
         return {value: suspect & own.read.get(value, np.zeros(constant.shape, bool))}
+
+    def why_unknown(self) -> str:
+        return f"what {self.layer} writes there is not 0 at every step, and is read"
 
     def why_unfoldable(self, constant: float, writer: str) -> str:
         if self.pads:
@@ -211,7 +214,8 @@ class Recurrent(Op):
 
     def dead(self, facts: Facts) -> dict[Weight, Bools]:
         columns = (self.table(facts, weight)[:, self.candidate] for weight in (self.kernel, self.recurrent))
-        return {self.kernel: ~np.concatenate(list(columns)).any(axis=0)}
+        found: Bools = np.any(np.concatenate(list(columns)), axis=0)
+        return {self.kernel: ~found}
 
     def narrow(self, new: Narrowing) -> None:
         value = self.inputs[0]

@@ -73,7 +73,8 @@ class Run:
         Args:
             other: the layer that runs the other way and must stay as wide.
         """
-        value, states, returned = self.value, self.states, []
+        value, states = self.value, self.states
+        returned: list[int] = []
         for index, cell in enumerate(self.cells):
             settings = _settings(cell, self.lower.shape(value))
             if isinstance(settings, Refused):
@@ -125,9 +126,10 @@ def units_of(cell: Any) -> int | None:
 
 def _class_of(cell: Any) -> str:
     """The Keras class whose `call` a cell runs; empty if there is none."""
-    for cls in type(cell).__mro__:
+    own: Any = type(cell)
+    for cls in own.__mro__:
         if cls.__name__ in _CELLS and cls.__module__.startswith("keras."):
-            return cls.__name__ if type(cell).call is cls.call else ""
+            return cls.__name__ if own.call is cls.call else ""
     return ""
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from keras import layers
+from numpy.typing import NDArray
 
 from tfprune.keras_graph.lowering import Lowering, Refused, find_rule, register_rule
 from tfprune.keras_graph.rules.convolutions import channel_axis
 from tfprune.keras_graph.rules.recurrent import Run, arguments, recurrent, units_of
 
-_MERGES = {
+_MERGES: dict[str, tuple[str, Callable[..., NDArray]]] = {
     "sum": ("add", np.add),
     "mul": ("multiply", np.multiply),
     "ave": ("average", lambda a, b: (a + b) / 2),
