@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from tfprune.channels.simplify import Replacement
 from tfprune.channels.take import bias_shifts, slots_by_weight, take
 from tfprune.channels.weights import Weight
 from tfprune.errors import TfpruneError, TraceError
+from tfprune.keras_graph.arrays import handed_over
 from tfprune.keras_graph.expand import Body, alike, body_of, equal_settings, expand
 
 
@@ -430,15 +432,29 @@ def made(layer: keras.layers.Layer, config: dict[str, Any]) -> Any:
     Raises:
         TraceError: it cannot be made from its configuration.
     """
+    config = _unbuilt(config)
     try:
         # What is in memory already may hold Python code.
         with serialization_lib.SafeModeScope(False):
-            return type(layer).from_config(_unbuilt(config))
+            try:
+                return type(layer).from_config(config)
+            except Exception:
+                taken = _taken(type(layer))
+                if config.keys() <= taken:
+                    raise
+                # Some layers write more into their configuration than they take.
+                return type(layer).from_config({name: value for name, value in config.items() if name in taken})
     except Exception as error:
         raise TraceError(
             f"{layer.name}, a {type(layer).__name__}, cannot be made again from its get_config(), which the stripped "
             f"model needs: {error}"
         ) from error
+
+
+def _taken(layer_class: Any) -> set[str]:
+    """The names of all arguments that a class, or one it is made of, takes."""
+    inits = [cls.__init__ for cls in layer_class.__mro__ if "__init__" in vars(cls) and cls is not object]
+    return {name for init in inits for name in inspect.signature(init).parameters}
 
 
 def _unbuilt(config: Any) -> Any:
@@ -503,7 +519,7 @@ def _give(layer: Any, arrays: dict[str, NDArray], old: Any) -> Callable[[], None
         if array is None:
             return original(*args, **kwargs)
         given.add(kwargs["name"])
-        return original(*args, **{**kwargs, "initializer": lambda shape, dtype=None, **_: array})
+        return original(*args, **{**kwargs, "initializer": lambda shape, dtype=None, **_: handed_over(array)})
 
     layer.__dict__["add_weight"] = add_weight
 
@@ -512,5 +528,6 @@ def _give(layer: Any, arrays: dict[str, NDArray], old: Any) -> Callable[[], None
         for variable in layer.weights:
             if variable.name not in given:
                 variable.assign(arrays[variable.name])
+        arrays.clear()
 
     return finish

@@ -13,6 +13,7 @@ from tfprune.channels.graph import Boundary, Call, ChannelGraph
 from tfprune.channels.labels import Shape
 from tfprune.channels.ops import Source
 from tfprune.channels.weights import Weight
+from tfprune.keras_graph.arrays import numbers
 from tfprune.keras_graph.expand import Body, body_of, expand, whole
 from tfprune.keras_graph.lowering import Lowering, Refused, find_rule
 
@@ -48,7 +49,7 @@ def trace(model: keras.Model, inputs: Any = None) -> ChannelGraph:
         tracer.weight(variable, str(variable.path).rpartition("/")[0])
     variables = dict(tracer.variables)
     return ChannelGraph(
-        model.name, tracer.calls, tracer.shapes, values, outputs, tracer.boundaries, model, variables, body
+        model.name, tracer.calls, tracer.shapes, values, outputs, tracer.boundaries, model, variables, body, numbers
     )
 
 
