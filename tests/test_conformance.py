@@ -27,6 +27,17 @@ ROWS = {
     "SeparableConv1D": (1, lambda x: layers.SeparableConv1D(6, 3, depth_multiplier=2, activation="tanh")(x)),
     "SeparableConv2D": (2, lambda x: layers.SeparableConv2D(6, 3, padding="same", strides=2)(x)),
     "Dense": (2, lambda x: layers.Dense(6, activation="gelu")(x)),
+    "LSTM": (1, lambda x: layers.LSTM(6, return_sequences=True)(x)),
+    "GRU": (1, lambda x: layers.GRU(6)(x)),
+    "SimpleRNN": (1, lambda x: layers.SimpleRNN(6, activation="relu")(x)),
+    "RNN": (1, lambda x: layers.RNN(layers.GRUCell(6, reset_after=False))(x)),
+    "ConvLSTM1D": (2, lambda x: layers.ConvLSTM1D(6, 3)(x)),
+    "ConvLSTM2D": (3, lambda x: layers.ConvLSTM2D(6, 3, padding="same", strides=2)(x)),
+    "ConvLSTM3D": (3, lambda x: layers.ConvLSTM3D(4, 2)(layers.Reshape((2, 3, 6, 6, 8))(x))),
+    "Bidirectional": (1, lambda x: layers.Bidirectional(layers.LSTM(6, return_sequences=True))(x)),
+    "TimeDistributed": (2, lambda x: layers.TimeDistributed(layers.Conv1D(6, 3, padding="same"))(x)),
+    "SpectralNormalization": (2, lambda x: layers.SpectralNormalization(layers.Conv2D(6, 3))(x)),
+    "Masking": (1, lambda x: layers.Masking()(x)),
     "BatchNormalization": (2, lambda x: layers.BatchNormalization()(x)),
     "LayerNormalization": (2, lambda x: layers.LayerNormalization()(x)),
     "GroupNormalization": (2, lambda x: layers.GroupNormalization(2)(x)),
@@ -111,7 +122,7 @@ OPERATIONS = {
     "log_softmax": (2, lambda x: ops.log_softmax(x)),
 }
 PROTECTING = {"LayerNormalization", "GroupNormalization", "RMSNormalization", "UnitNormalization", "Normalization"}
-PROTECTING |= {"Softmax", "RepeatVector", "LogSoftmax"}
+PROTECTING |= {"Masking", "Softmax", "RepeatVector", "LogSoftmax"}
 # TensorFlow has no kernel for these in float64 on a CPU.
 FLOAT32_ONLY = {"MaxPooling3D", "AveragePooling3D"}
 
@@ -145,7 +156,8 @@ def checked(row, name: str) -> None:
         assert_same(model, stripped)
         assert (parameters(stripped) < parameters(model)) == bool(plan)
     for layer, gone in plan.channels.items():
-        before, left = (m.get_layer(layer).weights[-1].shape[0] for m in (model, result.model))
+        name = layer.partition("/")[0]
+        before, left = (m.get_layer(name).weights[-1].shape[-1] for m in (model, result.model))
         width = graph.group(layer).width
         assert left * width == before * (width - len(gone))
 

@@ -33,11 +33,6 @@ def recurrent(layer, lower: Lowering):
     return outputs
 
 
-@register_rule(layers.Masking)
-def masking(layer, lower: Lowering) -> int:
-    return lower.mix(lower.inputs[0])
-
-
 def arguments(lower: Lowering) -> tuple[int, list[int], list[int]] | Refused:
     """The sequence, the initial states and the masks that a layer is called with."""
     value = lower.inputs[0]
