@@ -39,6 +39,7 @@ _SEVERAL = (
     "Fmin Fmod Gcd Greater GreaterEqual Heaviside Hypot Isclose Lcm Ldexp LeftShift Less LessEqual LogicalAnd "
     "LogicalOr LogicalXor Logaddexp Logaddexp2 Mod Nextafter NotEqual Polar RightShift Select Where"
 ).split()
+BY_ELEMENT = frozenset((*_UNARY, *_KINDS, *_SEVERAL))
 # A constant is computed in the model's own type and may be off by a rounding: next to a step that is another number.
 _STEPPED = frozenset(
     "BitwiseInvert BitwiseNot Cast Ceil Digitize Floor HardShrink Rint Round SaturateCast Sign Signbit Threshold Trunc "
