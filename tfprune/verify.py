@@ -89,15 +89,18 @@ def compare(
     return max(found, key=lambda one: (np.isnan(one.relative), one.relative))
 
 
-def random_inputs(model: keras.Model, samples: int = 2, seed: int = 0, size: int = 32) -> list[np.ndarray]:
+def random_inputs(model: keras.Model, samples: int = 2, seed: int = 0, size: int | None = None) -> list[np.ndarray]:
     """Standard normal arrays that fit the model's inputs, flat: in the order of `model.inputs`.
 
-    Unknown axes other than the batch get `size` entries. Integer inputs get non-negative integers: below the smallest
+    Unknown axes other than the batch get `size` entries; by default 32, and 8 in models with integer inputs, whose
+    tables of positions may be short. Integer inputs get non-negative integers: below the smallest
     vocabulary of the embeddings that read them, and 0 or 1 if anything else reads them.
     """
     generator = np.random.default_rng(seed)
     arrays = []
-    for place, tensor in enumerate(keras.tree.flatten(input_structure(model))):
+    tensors = keras.tree.flatten(input_structure(model))
+    size = size or (8 if any("int" in tensor.dtype for tensor in tensors) else 32)
+    for place, tensor in enumerate(tensors):
         batch = samples if tensor.shape[0] is None else tensor.shape[0]
         shape = (batch, *(size if axis is None else axis for axis in tensor.shape[1:]))
         if "int" in tensor.dtype:

@@ -8,12 +8,13 @@ import keras
 
 from tfprune.export.names import functional
 from tfprune.export.registry import Exporter, Options, Runner, register
+from tfprune.keras_graph.expand import viewed
 from tfprune.verify import run
 
 
 def write(model: keras.Model, path: Path, options: Options) -> None:
     """Save the model with its architecture and weights."""
-    model.save(path)
+    viewed(model).save(path)
 
 
 def load(path: Path, options: Options) -> Runner:

@@ -7,28 +7,20 @@ from collections.abc import Iterable, Sequence
 
 import keras
 
-from tfprune.errors import ExportError
+from tfprune.errors import ExportError, TraceError
+from tfprune.keras_graph.expand import functional_view
 
 
 def functional(model: keras.Model) -> keras.Model:
-    """The model as a functional one: a `Sequential` is wrapped, sharing its layers; others are returned as they are.
+    """The model as a functional one: a `Sequential` or subclassed model is wrapped, others are returned as they are.
 
     Raises:
-        ExportError: the model has no symbolic inputs, because it is subclassed or not built.
+        ExportError: the model has no symbolic inputs and can get none.
     """
     try:
-        inputs, outputs = model.inputs, model.outputs
-    except (AttributeError, ValueError):
-        inputs = outputs = None
-    if not inputs or not outputs:
-        raise ExportError(
-            f"{model.name!r} ({type(model).__name__}) has no symbolic inputs, which export needs; build a Sequential "
-            f"by giving it a keras.Input, and wrap a subclassed model: "
-            f"x = keras.Input(shape); keras.Model(x, model(x))"
-        )
-    if hasattr(model, "_inputs_struct"):
-        return model
-    return keras.Model(inputs, outputs, name=model.name)
+        return functional_view(model)
+    except TraceError as error:
+        raise ExportError(f"export needs a model with symbolic inputs: {error}") from error
 
 
 def input_names(model: keras.Model) -> tuple[str, ...]:

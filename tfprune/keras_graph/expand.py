@@ -11,7 +11,7 @@ import inspect
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -44,6 +44,10 @@ class Body:
     @property
     def outputs(self) -> list[Any]:
         return keras.tree.flatten(self.outputs_struct)
+
+
+#: Stands for the batch size where Python code wants a number: a prime that is no width.
+BATCH = 1009
 
 
 # ---------------------------------------------------------------------- graphs that are there
@@ -106,7 +110,7 @@ def whole(model: Any, inputs: Any = None) -> Body:
     if isinstance(found, Refused):
         raise TraceError(_no_graph(model, found))
     (argument,), _ = found.inputs_struct
-    return Body(found.nodes, argument, found.outputs_struct, found.training)
+    return replace(found, inputs_struct=argument)
 
 
 #: What models with a `call` of their own are called with, where the user has said so.
@@ -151,12 +155,15 @@ def input_structure(model: Any, inputs: Any = None) -> Any:
     return structure
 
 
-def _specifications(inputs: Any, with_batch: Callable[[Any], Any], model: Any, name: str = "inputs") -> Any:
+def _specifications(
+    inputs: Any, with_batch: Callable[[Any], Any], model: Any, name: str = "inputs", key: bool = False
+) -> Any:
     """The same structure with a symbolic tensor that belongs to no graph for each tensor or shape."""
     if isinstance(inputs, dict):
-        return {key: _specifications(value, with_batch, model, str(key)) for key, value in inputs.items()}
+        return {word: _specifications(value, with_batch, model, str(word), True) for word, value in inputs.items()}
     if isinstance(inputs, keras.KerasTensor):
-        return keras.KerasTensor(inputs.shape, inputs.dtype, name=inputs.name)
+        # Keras wants tensors in a dictionary to be named as their keys.
+        return keras.KerasTensor(inputs.shape, inputs.dtype, name=name if key else inputs.name)
     if isinstance(inputs, list | tuple) and all(size is None or isinstance(size, int) for size in inputs):
         return keras.KerasTensor(with_batch(inputs), model.variable_dtype, name=name)
     if isinstance(inputs, list | tuple):
@@ -178,13 +185,24 @@ def functional_view(model: Any) -> Any:
         TraceError: its inputs are not known, or it does not work on symbolic tensors.
     """
     if isinstance(model, keras.Sequential) and body_of(model) is not None:
-        return model._functional
+        return keras.Model(model.inputs, model.outputs, name=model.name)
     if body_of(model) is not None:
         return model
     whole(model)
     inputs = _fresh_inputs(input_structure(model))
     with _left_alone(model, names=False), _explained(model):
-        return keras.Model(inputs, model(inputs), name=model.name)
+        view = keras.Model(inputs, model(inputs), name=model.name)
+    _models[view] = model
+    return view
+
+
+#: view -> the model with a `call` of its own that it shows.
+_models: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def viewed(view: Any) -> Any:
+    """The model that a functional view shows: one with a `call` of its own is saved as itself."""
+    return _models.get(view, view)
 
 
 def _no_graph(model: Any, why: str) -> str:
@@ -259,7 +277,15 @@ def expand(layer: Any, args: Any, kwargs: Any, *, inside: bool = True) -> Body |
     own = isinstance(trained, Refused) or not alike(found, trained)
     if own and inside and layer.weights:
         return Refused("its own `call` does other things in training than at inference")
-    return Body(found.nodes, found.inputs_struct, found.outputs_struct, own)
+    return replace(found, training=own)
+
+
+def calls_of(function: Callable[[Any], Any]) -> tuple[Any, ...] | None:
+    """The calls that a function of one tensor (an activation) makes, of shape (batch, 5, 7); None if it hides them."""
+    layer = keras.layers.Layer()
+    layer.call = function
+    found = _run_once(layer, (keras.KerasTensor((None, 5, 7)),), {})
+    return found.nodes if isinstance(found, Body) else None
 
 
 def _gets_masks(parameters: Any, args: Any, kwargs: Any) -> bool:
@@ -272,6 +298,18 @@ def _gets_masks(parameters: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _run(layer: Any, args: Any, kwargs: Any) -> Body | Refused:
+    """The graph with an unknown batch size; with `BATCH` where the code computes with it."""
+    found = _run_once(layer, args, kwargs)
+    if isinstance(found, Body) and not any(map(_unsettled, found.nodes)):
+        return found
+    tensors = [one for one in keras.tree.flatten((args, kwargs)) if isinstance(one, keras.KerasTensor)]
+    if any(tensor.shape[:1] != (None,) for tensor in tensors):
+        return found
+    again = _run_once(layer, args, kwargs, BATCH)
+    return found if isinstance(again, Refused) else again
+
+
+def _run_once(layer: Any, args: Any, kwargs: Any, batch: int | None = None) -> Body | Refused:
     inputs: list[Any] = []
 
     def fresh(argument: Any) -> Any:
@@ -279,12 +317,12 @@ def _run(layer: Any, args: Any, kwargs: Any) -> Body | Refused:
             return argument
         specified = not hasattr(argument, "_keras_history")
         result = keras.Input(
-            batch_shape=argument.shape,
+            batch_shape=argument.shape if batch is None else (batch, *argument.shape[1:]),
             dtype=argument.dtype if specified else _type_inside(layer, argument.dtype),
             name=argument.name if specified else None,
         )
         if getattr(argument, "_keras_mask", None) is not None:
-            result._keras_mask = keras.Input(batch_shape=argument._keras_mask.shape, dtype="bool")
+            result._keras_mask = keras.KerasTensor(argument._keras_mask.shape, "bool")
         inputs.append(result)
         return result
 
@@ -298,15 +336,54 @@ def _run(layer: Any, args: Any, kwargs: Any) -> Body | Refused:
         except _NoGraph as error:
             return Refused(str(error))
         except Exception as error:  # whatever the user's code does
-            return Refused(f"its `call` does not work on symbolic tensors ({_in_short(error)})")
+            failed = Refused(f"its `call` does not work on symbolic tensors ({_in_short(error)})")
+            return _direct(watch.read) if watch.read else failed
     passed = [
         argument for node in nodes for argument in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
     ]
     direct = [*watch.read, *(argument for argument in passed if isinstance(argument, keras.Variable))]
     if direct:
-        names = ", ".join(dict.fromkeys(variable.path for variable in direct))
-        return Refused(f"its own `call` computes with weights: {names}")
+        return _direct(direct)
+    for node in nodes:
+        _settle(node, batch)
+    if batch is not None and any(map(_counts, nodes)):
+        return Refused("its own `call` computes with the batch size")
+    for tensor in (*inputs, *(one for node in nodes for one in node.outputs)):
+        if batch is not None and tensor.shape and tensor.shape[0] % batch == 0:
+            tensor._shape = (None, *tensor.shape[1:])
     return Body(nodes, (args, kwargs), outputs)
+
+
+def _direct(variables: list[Any]) -> Refused:
+    names = ", ".join(dict.fromkeys(str(variable.path) for variable in variables))
+    return Refused(f"its own `call` computes with weights: {names}")
+
+
+def _unsettled(node: Any) -> bool:
+    """Whether a shape is asked for in which the batch size, being unknown, is None."""
+    return None in (getattr(node.operation, "newshape", None) or ())
+
+
+def _settle(node: Any, batch: int | None) -> None:
+    """Write the batch in a Reshape as -1, and what Keras has found out for another -1."""
+    operation, shape = node.operation, node.outputs[0].shape
+    if type(operation).__name__ != "Reshape" or not hasattr(operation, "newshape") or None in shape[1:]:
+        return
+    if shape[0] is None or (batch and shape[0] % batch == 0):
+        operation.newshape = (-1, *shape[1:])
+
+
+def _counts(node: Any) -> bool:
+    """Whether `BATCH` is in the settings of an operation, or in an array that it is given."""
+    settings = () if isinstance(node.operation, keras.layers.Layer) else tuple(_public(node.operation).values())
+    given = keras.tree.flatten((settings, node.arguments.args, node.arguments.kwargs))
+    sizes = [
+        size
+        for one in given
+        if not isinstance(one, keras.KerasTensor)
+        for size in ([one] if isinstance(one, int) else tuple(getattr(one, "shape", ())))
+    ]
+    return any(isinstance(size, int) and size and size % BATCH == 0 for size in sizes)
 
 
 def _type_inside(layer: Any, dtype: str) -> str:

@@ -325,6 +325,8 @@ class _Rebuilder:
         for name, value in {**settings, "name": self._name(layer)}.items():
             _set(config, name, value)
         result = made(layer, config)
+        _name_alike(layer, result)
+        self._share(layer, result)
         self.pairs.append((layer, result))
         if not names:
             return result, lambda: None
@@ -333,11 +335,20 @@ class _Rebuilder:
         else:
             finish = _give(result, named, layer)
 
-        def finish_and_freeze() -> None:
+        def finish_all() -> None:
+            _build_alike(layer, result)
+            _name_alike(layer, result)
             finish()
             _freeze_alike(layer, result)
 
-        return result, finish_and_freeze
+        return result, finish_all
+
+    def _share(self, old: Any, new: Any) -> None:
+        """Hand a layer those of its layers that others use too, as far as they are there."""
+        for name, value in list(vars(old).items()):
+            if isinstance(value, keras.layers.Layer) and id(value) in self.rebuilt and hasattr(new, name):
+                delattr(new, name)
+                setattr(new, name, self.rebuilt[id(value)])
 
     def origins(self) -> tuple[tuple[Any, Any], ...]:
         """(new variable, old variable), for all that is left."""
@@ -471,6 +482,21 @@ def _get(config: dict[str, Any], name: str, default: Any) -> Any:
     if inner and isinstance(config.get(outer), dict):
         return _get(config[outer]["config"], inner, default)
     return config.get(outer, default)
+
+
+def _name_alike(old: Any, new: Any) -> None:
+    """Call the layers inside as they are called in the old layer, where Keras has numbered them."""
+    pairs = list(zip(old._flatten_layers(), new._flatten_layers(), strict=False))[1:]
+    if all(type(before) is type(after) for before, after in pairs):
+        for before, after in pairs:
+            after.name = before.name
+
+
+def _build_alike(old: Any, new: Any) -> None:
+    """Build the layers inside that the symbolic call has not reached."""
+    for before, after in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
+        if before.built and not after.built:
+            after.build_from_config(before.get_build_config())
 
 
 def _freeze_alike(old: Any, new: Any) -> None:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfprune.keras_graph.expand import calls_of
 from tfprune.keras_graph.lowering import Lowering, Refused, register_rule
 from tfprune.keras_graph.rules.axes import nothing_known, own_axes
 
@@ -58,10 +59,26 @@ def elementwise(function: Any) -> Callable[[np.ndarray], np.ndarray] | Refused |
         return None
     if isinstance(function, _LAYERS):
         return on_constants(function.call)
-    if function in ELEMENTWISE:
+    if function in ELEMENTWISE or (callable(function) and _is_made_elementwise(function)):
         return on_constants(function)
     name = getattr(function, "__name__", type(function).__name__)
     return Refused(f"its activation {name} is not known to be elementwise")
+
+
+def _is_made_elementwise(function: Any) -> bool:
+    """Whether a Python function is operations that work element by element, with numbers."""
+    from tfprune.keras_graph.rules.operations import BY_ELEMENT
+
+    calls = calls_of(function)
+    return calls is not None and all(
+        type(node.operation).__name__ in BY_ELEMENT
+        and node.outputs[0].shape == (None, 5, 7)
+        and all(
+            isinstance(one, keras.KerasTensor | bool | int | float | str | None)
+            for one in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        )
+        for node in calls
+    )
 
 
 _LAYERS = (layers.ReLU, layers.LeakyReLU, layers.ELU)
