@@ -93,6 +93,14 @@ def find_rule(operation: Any) -> Rule | None:
     return None
 
 
+def again(operation: Any) -> Any:
+    """An operation like this one that is called nowhere yet. (`copy.copy` would send it through a file.)"""
+    result = object.__new__(type(operation))
+    result.__dict__.update(operation.__dict__)
+    result._inbound_nodes, result._outbound_nodes = [], []
+    return result
+
+
 class Refused(str):
     """Why a rule cannot follow a call; the call is then opaque."""
 

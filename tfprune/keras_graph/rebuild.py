@@ -7,7 +7,6 @@ running its initialisers.
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import sys
 from collections import Counter
@@ -28,6 +27,7 @@ from tfprune.channels.weights import Weight
 from tfprune.errors import TfpruneError, TraceError
 from tfprune.keras_graph.arrays import handed_over
 from tfprune.keras_graph.expand import Body, alike, body_of, equal_settings, expand
+from tfprune.keras_graph.lowering import again
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,7 @@ class _Rebuilder:
         elif isinstance(operation, keras.layers.Layer):
             result, finish = self._layer(operation, self._settings(node))
         else:
-            result = copy.copy(operation)
-            result._inbound_nodes, result._outbound_nodes = [], []
+            result = again(operation)
             for name, value in {**self._settings(node), "name": self._name(operation)}.items():
                 setattr(result, name, value)
         self.rebuilt[key] = result

@@ -56,11 +56,9 @@ def resized(layer, lower: Lowering):
     return _moved(layer, lower, pads=fills, fill=float(getattr(layer, "fill_value", 0.0)))
 
 
-@register_operation("PadImages", "GaussianBlur", "PerspectiveTransform", "AffineTransform", "ElasticTransform")
+@register_operation("PadImages", "GaussianBlur", "PerspectiveTransform", "AffineTransform")
 def filled(operation, lower: Lowering):
     # Positions that come from outside hold one number, whatever stands beside them.
-    if getattr(operation, "seed", None) is not None or type(operation).__name__ == "ElasticTransform":
-        return Refused("it draws random numbers")
     return _moved(operation, lower, pads=True, fill=float(getattr(operation, "fill_value", 0.0) or 0.0))
 
 
@@ -81,15 +79,23 @@ def stretched(layer, lower: Lowering):
 
 @register_rule(
     *_named(
-        "AugMix CutMix Equalization MixUp RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter "
-        "RandomContrast RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue "
-        "RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness "
-        "RandomShear RandomTranslation RandomZoom Solarization"
+        "AugMix CutMix Equalization MixUp RandomBrightness RandomContrast RandomElasticTransform RandomErasing "
+        "RandomFlip RandomGaussianBlur RandomInvert RandomPerspective RandomPosterization RandomRotation "
+        "RandomSharpness RandomShear RandomTranslation RandomZoom Solarization"
     )
 )
 def augmentation(layer, lower: Lowering):
     axes = _across(layer, lower)
     return axes if isinstance(axes, Refused) else lower.inputs[0]
+
+
+@register_rule(
+    *_named("RandAugment RandomColorDegeneration RandomColorJitter RandomGrayscale RandomHue RandomSaturation")
+)
+def colours(layer, lower: Lowering):
+    # Nothing at inference; but in training they take their channels for red, green and blue.
+    axes = _across(layer, lower)
+    return axes if isinstance(axes, Refused) else lower.mix(lower.inputs[0])
 
 
 # ---------------------------------------------------------------------- depth and space
@@ -105,17 +111,32 @@ def _times(size: int | None, by: int) -> int | None:
     return None if size is None else size * by
 
 
+def _block_first(operation: Any, first: bool, shape: tuple[int, ...]) -> bool:
+    """Whether channels count the places in a block first, as in TensorFlow; Keras' backends differ.
+
+    Args:
+        shape: of an image with two channels a place and two places a side, the batch axis in front.
+    """
+    tensor = keras.ops.convert_to_tensor(np.arange(math.prod(shape), dtype="float32").reshape(shape))
+    moved = np.asarray(keras.ops.convert_to_numpy(operation.call(tensor)))
+    return bool((moved[0, :, 0, 0] if first else moved[0, 0, 0, :])[1] == 1)
+
+
 @register_operation("DepthToSpace")
 def depth_to_space(operation, lower: Lowering):
-    """Channel (i * block + j) * C + c of a position is channel c of position (i, j) of its block."""
+    """Channel (i * block + j) * C + c of a position is channel c of place (i, j) of its block."""
     x, first = _channels_last(operation, lower, lower.inputs[0])
     block = operation.block_size
     height, width, channels = lower.shape(x)
     if channels is None:
         return Refused("how many channels it has is unknown")
     small = channels // block**2
-    y = lower.reshape(x, (height, width, block, block, small))
-    # All positions of a block hold the same channels from here on.
+    count = 2 * block**2
+    if _block_first(operation, first, (1, count, 1, 1) if first else (1, 1, 1, count)):
+        y = lower.reshape(x, (height, width, block, block, small))
+    else:
+        y = lower.permute(lower.reshape(x, (height, width, small, block, block)), (0, 1, 3, 4, 2))
+    # All places of a block hold the same channels from here on.
     y = lower.permute(lower.as_one(y, (2, 3)), (0, 2, 1, 3, 4))
     y = lower.reshape(y, (_times(height, block), _times(width, block), small))
     return lower.permute(y, (2, 0, 1)) if first else y
@@ -129,8 +150,12 @@ def space_to_depth(operation, lower: Lowering):
     if channels is None:
         return Refused("how many channels it has is unknown")
     height, width = (None if size is None else size // block for size in (height, width))
-    y = lower.as_one(x, (0, 1))
-    y = lower.permute(lower.reshape(y, (height, block, width, block, channels)), (0, 2, 1, 3, 4))
+    y = lower.reshape(lower.as_one(x, (0, 1)), (height, block, width, block, channels))
+    # Whether the next channel of a place comes next, or the same channel of the next place: backends differ.
+    tensor = np.arange(3 * block**2, dtype="float32").reshape((1, 3, block, block) if first else (1, block, block, 3))
+    moved = np.asarray(keras.ops.convert_to_numpy(operation.call(keras.ops.convert_to_tensor(tensor)))).ravel()
+    channel_next = tensor.ravel()[block**2 if first else 1]
+    y = lower.permute(y, (0, 2, 1, 3, 4) if moved[1] == channel_next else (0, 2, 4, 1, 3))
     y = lower.reshape(y, (height, width, channels * block**2))
     return lower.permute(y, (2, 0, 1)) if first else y
 

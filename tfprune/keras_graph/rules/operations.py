@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.keras_graph.lowering import Lowering, Refused, register_operation
-from tfprune.keras_graph.rules.activations import on_constants
 from tfprune.keras_graph.rules.axes import nothing_known, own_axis
 from tfprune.keras_graph.rules.reshaping import target
 
 _UNARY = (
-    "Abs Absolute Fabs Angle Arccos Arccosh Arcsin Arcsinh Arctan Arctanh BitwiseInvert BitwiseNot Cast Cbrt Ceil Celu "
-    "Clip Conj Conjugate ConvertToTensor Copy Cos Cosh Deg2rad Digitize Elu EmptyLike Erf Erfc Erfinv Exp Exp2 Expm1 "
+    "Absolute Fabs Angle Arccos Arccosh Arcsin Arcsinh Arctan Arctanh BitwiseInvert BitwiseNot Cast Cbrt Ceil Celu "
+    "Clip Conjugate ConvertToTensor Copy Cos Cosh Deg2rad Digitize Elu EmptyLike Erf Erfc Erfinv Exp Exp2 Expm1 "
     "Floor FullLike Gelu HardShrink HardSigmoid HardSilu HardTanh I0 Imag Isfinite Isinf Isnan Isneginf Isposinf "
     "Isreal LeakyRelu Log Log10 Log1p Log2 LogSigmoid LogicalNot NanToNum Negative OnesLike Rad2deg Real Reciprocal "
     "Relu Relu6 Rint Round Rsqrt SaturateCast Selu Sigmoid Sign Signbit Silu Sin Sinc Sinh SoftShrink Softplus "
@@ -204,12 +203,12 @@ def stack(operation, lower: Lowering):
     return _stacked(lower, own_axis(operation.axis, len(lower.output_shape)))
 
 
-@register_operation("Hstack", "Vstack", "Dstack", "Append")
+@register_operation("Hstack", "Dstack", "Append")
 def behind_each_other(operation, lower: Lowering):
     name, rank = type(operation).__name__, len(lower.output_shape)
     if name == "Dstack" and len(lower.shape(lower.inputs[0])) == 1:
         return _stacked(lower, 1)
-    axis = own_axis({"Hstack": 1, "Vstack": 0, "Dstack": 2}.get(name, getattr(operation, "axis", None)), rank)
+    axis = own_axis({"Hstack": 1, "Dstack": 2}.get(name, getattr(operation, "axis", None)), rank)
     if axis is None or rank != len(lower.shape(lower.inputs[0])):
         return Refused("it works along the batch axis")
     return lower.concatenate(lower.inputs, axis, lower.output_shape)

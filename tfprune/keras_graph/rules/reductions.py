@@ -5,7 +5,6 @@ Which of the two is known only when it is known where the channels are; the ops 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from tfprune.channels.ops import Narrowing, Reduce
-from tfprune.keras_graph.lowering import Lowering, Refused, register_operation
+from tfprune.keras_graph.lowering import Lowering, Refused, again, register_operation
 from tfprune.keras_graph.rules.axes import nothing_known, own_axes, zero_stays
 
 
@@ -74,13 +73,6 @@ def _number(value: Any, dtype: str) -> Any:
     return np.asarray(value, dtype) if dtype in ("float32", "float64", "bool") else float(value)
 
 
-def again(operation: Any) -> Any:
-    """An operation like this one, that is called nowhere yet."""
-    result = copy.copy(operation)
-    result._inbound_nodes, result._outbound_nodes = [], []
-    return result
-
-
 def _reduced(lower: Lowering, value: int, axis: Any, keepdims: bool, fold: Fold | None):
     """Reduce over some axes; with a `Fold`, channels that are constant may go."""
     axes = own_axes(axis, len(lower.shape(value)))
@@ -105,14 +97,16 @@ def _reduced(lower: Lowering, value: int, axis: Any, keepdims: bool, fold: Fold 
         if not gone.size or not (is_mean or merged):
             return None
         result = again(operation)(*tensors)
+        # Some operations say that they return the default type, whatever they are given.
+        dtype = tensors[0].dtype if "float" in tensors[0].dtype and "float" in result.dtype else result.dtype
         if is_mean:
-            result = ops.multiply(result, _number(left / size, result.dtype))
+            result = ops.multiply(result, _number(left / size, dtype))
             number = constants.sum() / size
         else:
             number = fold.fold(constants)
         if fold.merge is None or number == fold.neutral or not constants.size:
             return result
-        return fold.merge(result, _number(number, result.dtype))
+        return fold.merge(result, _number(number, dtype))
 
     lower.rewrite(write)
     return y

@@ -246,11 +246,11 @@ def _split(lower: Lowering, axis: int | None, select: Callable[..., Indices], dr
     return tuple(outputs)
 
 
-@register_operation("Split", "Hsplit", "Vsplit", "Dsplit", "ArraySplit")
+@register_operation("Split", "Hsplit", "Dsplit", "ArraySplit")
 def split(operation, lower: Lowering):
     rank = len(lower.shape(lower.inputs[0]))
     kind = type(operation).__name__
-    named = {"Hsplit": 1 if rank else 0, "Vsplit": 0, "Dsplit": 2}
+    named = {"Hsplit": 1 if rank else 0, "Dsplit": 2}
     axis = own_axis(named.get(kind, getattr(operation, "axis", 0)), rank)
     sections = operation.indices_or_sections
     if kind == "ArraySplit":
@@ -270,10 +270,10 @@ def unstack(operation, lower: Lowering):
     return _split(lower, axis, one, drops=True)
 
 
-@register_operation("Flip", "Fliplr", "Flipud")
+@register_operation("Flip", "Fliplr")
 def flip(operation, lower: Lowering):
     kind = type(operation).__name__
-    axes = own_axes({"Fliplr": 1, "Flipud": 0}.get(kind, getattr(operation, "axis", None)), _rank(lower))
+    axes = own_axes(1 if kind == "Fliplr" else operation.axis, _rank(lower))
     if isinstance(axes, Refused):
         return axes
     return _one(lower, [Part(axis, lambda size: np.arange(size)[::-1], slice(None, None, -1)) for axis in axes])
