@@ -9,6 +9,7 @@ from keras import layers
 from models import arrays_for, floats, numbers, outputs, parameters, shaken, zero_filters
 
 import tfprune
+from tfprune.channels.removal import droppable
 from tfprune.monitor import failures
 
 GATES = {"LSTM": (4, 2), "GRU": (3, 2), "SimpleRNN": (1, 0), "ConvLSTM2D": (4, 2)}
@@ -225,6 +226,18 @@ def test_half_of_every_group(name):
     halved(model)
 
 
+def test_steps_are_no_channels():
+    """4 steps, 4 channels in front of the positions."""
+    model = chain(
+        layers.TimeDistributed(layers.Conv2D(4, 3)),
+        layers.TimeDistributed(layers.Permute((3, 1, 2))),
+        layers.TimeDistributed(layers.Flatten()),
+        layers.LSTM(6),
+        shape=(4, 7, 7, 2),
+    )
+    assert halved(model).model.layers[0].layer.filters == 2
+
+
 def test_sizes_and_macs():
     """Counted by hand: 4 gates, from 3 inputs and 8 units; 4 gates, from 8 inputs and 6 units; 5 steps."""
     model = chain(layers.LSTM(8, name="a", **SEQUENCE), layers.LSTM(6, name="b"))
@@ -365,6 +378,18 @@ def test_a_negative_bias_behind_relu():
     assert stripped(model).model.get_layer("a").units == 7
 
 
+def test_a_candidate_of_zero_is_not_an_output_of_zero():
+    """hard_sigmoid(-5) is 0, and so is the carry; but the output is a gate times hard_sigmoid(0)."""
+    model = chain(layers.LSTM(8, activation="hard_sigmoid", name="a"), layers.Dense(4))
+    zero_candidate(model.get_layer("a"), [1, 2], bias=False)
+
+    def change(split):
+        split[2, [1, 2]] = -5
+
+    edit(model.get_layer("a").cell.bias, 4, change)
+    assert stripped(model).model.get_layer("a").units == 8
+
+
 # ---------------------------------------------------------------------- what nobody reads
 
 
@@ -485,6 +510,21 @@ def test_a_zero_candidate_with_a_state_stays():
     assert result.model.get_layer("decoder").units == result.model.get_layer("encoder").units == 7
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_zero_candidate_forgets_slowly(kind):
+    """Where it starts from a state other than 0, it is not 0, although its candidate is."""
+    inputs = keras.Input((5, 3))
+    states = 2 if kind == "LSTM" else 1
+    start = [layers.Dense(8, name=f"s{i}")(layers.GlobalAveragePooling1D()(inputs)) for i in range(states)]
+    y = recurrent(kind, 8, name="a")(inputs, initial_state=start)
+    model = shaken(keras.Model(inputs, layers.Dense(3, name="head")(y)))
+    zero_candidate(model.get_layer("a"), [1, 2])
+    for i in range(states):
+        zero_filters(model.get_layer(f"s{i}"), [2])
+    # Nobody else reads what unit 1 was before.
+    assert stripped(model).model.get_layer("a").units == 7
+
+
 def test_states_from_other_layers():
     inputs = keras.Input((5, 3))
     start = layers.GlobalAveragePooling1D()(inputs)
@@ -503,6 +543,19 @@ def test_a_state_that_is_an_input_cannot_be_narrowed():
     assert not tfprune.select(model, "l1", ratio=0.5).channels
     zero_candidate(model.get_layer("a"), [1])
     assert stripped(model).model.get_layer("a").units == 8
+
+
+def test_a_state_in_another_order():
+    """Channels 0 and 5 of (2, 4) go; what is left, transposed, has another order than the units."""
+    inputs = keras.Input((5, 3))
+    state = layers.Dense(8, name="state")(layers.GlobalAveragePooling1D()(inputs))
+    state = layers.Flatten()(layers.Permute((2, 1))(layers.Reshape((2, 4))(state)))
+    model = shaken(keras.Model(inputs, layers.Dense(3)(layers.GRU(8, name="a")(inputs, state))))
+    zero_filters(model.get_layer("state"), [0, 5])
+    zero_candidate(model.get_layer("a"), [0, 3])
+    result = stripped(model)
+    assert result.model.get_layer("a").units == 8
+    assert "in the order of its initial state" in str(result)
 
 
 def test_states_of_cells_and_of_both_directions():
@@ -661,6 +714,14 @@ def test_a_layer_of_which_nothing_is_left():
     assert [cell.units for cell in stripped(model).model.get_layer("a").cell.cells] == [4, 1]
 
 
+def test_a_convolution_that_alone_feeds_a_recurrent_layer_stays():
+    inputs = keras.Input((5, 3))
+    x = layers.GRU(4)(layers.Conv1D(4, 2, name="fed")(inputs))
+    y = layers.GlobalAveragePooling1D()(layers.Conv1D(4, 2, name="beside")(inputs))
+    graph = tfprune.trace(keras.Model(inputs, layers.Dense(3)(layers.Concatenate()([x, y]))))
+    assert droppable(graph) == ["beside"]
+
+
 # ---------------------------------------------------------------------- what is not followed; files
 
 
@@ -680,8 +741,12 @@ class Around(layers.Layer):
     [
         (lambda: layers.RNN(OwnCell(8, name="cell")), "cell, a OwnCell, in it is not followed"),
         (lambda: layers.LSTM(8, activation="softmax"), "its activation softmax is not known to be elementwise"),
-        (lambda: layers.GRU(8, recurrent_activation=abs), "its activation abs is not known to be elementwise"),
+        (lambda: layers.GRU(8, recurrent_activation="softmax"), "its activation softmax is not known"),
         (lambda: layers.Bidirectional(layers.RNN(OwnCell(8, name="c"))), "c, a OwnCell, in it is not followed"),
+        (
+            lambda: layers.TimeDistributed(keras.Sequential([layers.Dense(4)], name="m")),
+            "m, a Sequential, in it is not",
+        ),
         (lambda: layers.SpectralNormalization(layers.EinsumDense("btc,cd->btd", (5, 8), name="e")), "e, a EinsumDense"),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from tfprune.channels.graph import ChannelGraph
-from tfprune.channels.ops import Affine, Combine, Contract, Depthwise, Map, Op, Source
+from tfprune.channels.ops import Affine, Combine, Contract, Depthwise, Map, Op, Recurrent, Source
 
 _VARYING, _CONSTANT, _ZERO = range(3)
 
@@ -38,7 +38,7 @@ def can_drop(graph: ChannelGraph, cut: set[str]) -> bool:
             result = _ZERO
             zeroed.add(op.output)
         else:
-            if isinstance(op, Contract | Depthwise) and inputs[0] != _VARYING:
+            if isinstance(op, Contract | Depthwise | Recurrent) and inputs[0] != _VARYING:
                 return False
             result = _follow(op, inputs)
         state.update(dict.fromkeys(op.outputs, result))
