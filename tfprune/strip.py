@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from tfprune.carry import carry
 from tfprune.channels.facts import prove, reasons, removable
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.narrow import narrow
@@ -39,6 +40,7 @@ class StripResult:
         verification: how far the outputs are from the model's with the same channels zeroed; None if not asked for.
         cost_before, cost_after: of the model given and of the stripped one.
         seconds: how long each step took.
+        notes: what could not be carried over of an optimizer's state.
     """
 
     model: keras.Model
@@ -49,6 +51,7 @@ class StripResult:
     cost_before: Cost
     cost_after: Cost
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.plan and not self.removed_layers:
@@ -59,6 +62,7 @@ class StripResult:
         if self.removed_layers:
             parts.append(f"layers removed: {', '.join(self.removed_layers)}")
         parts += [str(refusal) for refusal in self.refusals]
+        parts += self.notes
         if self.verification is not None:
             parts.append(f"stripped against soft-pruned: {self.verification}")
         return "\n".join(parts)
@@ -72,6 +76,7 @@ def strip(
     tolerance: float | None = None,
     samples: int = 2,
     seed: int = 0,
+    carry_optimizer: bool = False,
 ) -> StripResult:
     """Rebuild a model without its zeros, or without a plan's channels.
 
@@ -80,16 +85,20 @@ def strip(
     Sums and products with a constant side disappear with the branch that fed them.
 
     Args:
-        model: a built Sequential or Functional model. It is not changed.
+        model: any model that `tfprune.trace` can follow. It is not changed.
         plan: remove these channels and no others; as if `soft_prune(model, plan)` had come first. None: everything
             that is provably removable.
         verify: compare the outputs on random inputs before returning.
         tolerance: the largest difference allowed, a fraction of the largest output; by default 1e-5 for float32 and
             1e-12 for float64.
         samples, seed: of the random inputs.
+        carry_optimizer: compile the stripped model as `model` is compiled, with what is left of its optimizer's state,
+            so that training goes on: momentum and the like lose the slices that their variables lose; iterations and
+            learning rate are kept. Otherwise the stripped model is not compiled.
 
     Returns:
-        a `StripResult`; print it for the table.
+        a `StripResult`; print it for the table. The model in it is Sequential where `model` is, functional otherwise,
+        with inputs and outputs in the same order and structure.
 
     Raises:
         TraceError: the model cannot be read as a graph.
@@ -124,16 +133,21 @@ def strip(
         verification = verified(model, stripped, samples=samples, seed=seed, tolerance=tolerance, weights=zeroed)
         verification.raise_if_different(f"stripping {model.name}")
         clock.lap("verify")
+    notes: tuple[str, ...] = ()
+    if carry_optimizer:
+        notes = carry(model, rebuilt)
+        clock.lap("carry")
     left = trace(stripped)
     return StripResult(
         model=stripped,
         plan=PruningPlan(graph, ~keep, request="what is provably removable" if plan is None else plan.request),
         removed_layers=_removed_layers(original, left),
-        refusals=_refusals(graph, {**reasons(graph, facts, asked & keep), **_only(returned, asked)}),
+        refusals=_refusals(graph, {**reasons(graph, facts, asked & keep), **returned}),
         verification=verification,
         cost_before=cost(original),
         cost_after=cost(left),
         seconds=clock.laps,
+        notes=notes,
     )
 
 
@@ -173,10 +187,6 @@ def _asked(graph: ChannelGraph, facts: Facts) -> NDArray[np.bool_]:
             labels = graph.labels.slots[kernel, "write"].labels
             result[graph.channel_of[labels.ravel()[dead]]] = True
     return result
-
-
-def _only(returned: dict[int, str], asked: NDArray[np.bool_]) -> dict[int, str]:
-    return {channel: reason for channel, reason in returned.items() if asked[channel]}
 
 
 def _refusals(graph: ChannelGraph, found: dict[int, str]) -> tuple[Refusal, ...]:
