@@ -23,13 +23,22 @@ import numpy as np  # noqa: E402
 from fuzzing import check  # noqa: E402
 from models import floats  # noqa: E402
 from random_models import Builder  # noqa: E402
+from random_sequences import SequenceBuilder  # noqa: E402
+
+# Cases take turns: feature maps, sequences.
+BUILDERS = (Builder, SequenceBuilder)
+
+
+def builder_of(number: int) -> Builder:
+    """The builder of a case, which draws from its number."""
+    generator = np.random.default_rng(number)
+    return BUILDERS[number % len(BUILDERS)](lambda n: int(generator.integers(n)))
 
 
 def case(number: int, steps: int) -> tuple[Builder, str]:
     """Build and check one case; the builder tells its steps, the text what went wrong (empty: nothing)."""
     keras.utils.clear_session(free_memory=False)
-    generator = np.random.default_rng(number)
-    builder = Builder(lambda n: int(generator.integers(n)))
+    builder = builder_of(number)
     try:
         with floats("float64"):
             check(builder, steps)
@@ -48,8 +57,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=20, help="stop after so many failures")
     given = parser.parse_args()
     if given.case is not None:
-        generator = np.random.default_rng(given.case)
-        builder = Builder(lambda n: int(generator.integers(n)))
+        builder = builder_of(given.case)
         try:
             with floats("float64"):
                 check(builder, given.steps)

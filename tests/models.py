@@ -54,7 +54,12 @@ def arrays_for(model: keras.Model, samples: int = 2, seed: int = 1, size: int = 
     """Random inputs; unknown axes get `size` entries."""
     generator = np.random.default_rng(seed)
     shapes = [(samples, *(axis or size for axis in tensor.shape[1:])) for tensor in model.inputs]
-    return [generator.standard_normal(s).astype(t.dtype) for s, t in zip(shapes, model.inputs, strict=True)]
+    return [
+        generator.integers(0, 2 if tensor.dtype == "bool" else 5, shape).astype(tensor.dtype)
+        if "int" in tensor.dtype or tensor.dtype == "bool"
+        else generator.standard_normal(shape).astype(tensor.dtype)
+        for shape, tensor in zip(shapes, model.inputs, strict=True)
+    ]
 
 
 def outputs(model: keras.Model, arrays: list[np.ndarray] | None = None) -> list[np.ndarray]:

@@ -233,13 +233,69 @@ class Builder:
             return layers.Add()([inner(x), inner(self.plain(x))])
         return inner(inner(x)) if kind == "twice" else inner(x)
 
+    def normalize_together(self, x):
+        channels = x.shape[-1]
+        kind = self.pick("group", "instance", "rms", "unit", "layer")
+        self.note(f"{kind} normalization")
+        return {
+            "group": lambda: layers.GroupNormalization(2 if channels % 2 == 0 else 1)(x),
+            "instance": lambda: layers.GroupNormalization(-1)(x),
+            "rms": lambda: layers.RMSNormalization()(x),
+            "unit": lambda: layers.UnitNormalization()(x),
+            "layer": lambda: layers.LayerNormalization()(x),
+        }[kind]()
+
+    def slices(self, x):
+        channels = x.shape[-1]
+        kind = self.pick("unit", "pad", "glu", "slice", "every other", "flip")
+        if channels < 4:
+            return x
+        self.note(f"slices {kind}")
+        if kind in ("unit", "glu"):
+            a, b = ops.split(x[..., : channels // 2 * 2], 2, axis=-1)
+            return a * ops.sigmoid(b) if kind == "glu" else ops.concatenate([a, self.plain(b)], axis=-1)
+        return {
+            "pad": lambda: ops.pad(x, ((0, 0), (0, 0), (0, 0), (2, 1))),
+            "slice": lambda: x[:, 1:, :, 1 : channels - 1] if x.shape[1] > 2 else x[..., 1:],
+            "every other": lambda: x[..., ::2],
+            "flip": lambda: ops.flip(x, axis=self.pick(-1, 1)),
+        }[kind]()
+
+    def over_channels(self, x):
+        """A map of what all channels have together: CBAM's gate, or one more channel."""
+        kinds = [self.pick("mean", "max", "sum", "min", "std") for _ in range(self.pick(1, 2))]
+        self.note(f"over channels {kinds}")
+        found = [getattr(ops, kind)(x, axis=-1, keepdims=True) for kind in kinds]
+        maps = ops.concatenate(found, axis=-1) if len(found) > 1 else found[0]
+        if self.pick(True, False):
+            return x * layers.Conv2D(1, 3, padding="same", activation="sigmoid")(maps)
+        return ops.concatenate([x, maps], axis=-1)
+
+    def rearrange(self, x):
+        _, height, width, channels = x.shape
+        kind = self.pick("depth to space", "space to depth", "windows")
+        self.note(kind)
+        if kind == "depth to space" and channels % 4 == 0 and height < 6:
+            y = ops.reshape(x, (-1, height, width, 2, 2, channels // 4))
+            return ops.reshape(ops.transpose(y, (0, 1, 3, 2, 4, 5)), (-1, 2 * height, 2 * width, channels // 4))
+        if kind == "space to depth" and height % 2 == width % 2 == 0 and channels < 8:
+            y = ops.reshape(x, (-1, height // 2, 2, width // 2, 2, channels))
+            return ops.reshape(ops.transpose(y, (0, 1, 3, 2, 4, 5)), (-1, height // 2, width // 2, 4 * channels))
+        if kind == "windows" and height % 2 == width % 2 == 0:
+            y = ops.reshape(x, (-1, height // 2, 2, width // 2, 2, channels))
+            y = ops.reshape(ops.transpose(y, (0, 1, 3, 2, 4, 5)), (-1, height * width // 4, 4, channels))
+            y = layers.Dense(channels, activation=self.activation())(y)
+            y = ops.transpose(ops.reshape(y, (-1, height // 2, width // 2, 2, 2, channels)), (0, 1, 3, 2, 4, 5))
+            return x + ops.reshape(y, (-1, height, width, channels))
+        return x
+
     # ------------------------------------------------------------------ the model
 
     def step(self, x):
         options = (
             self.conv, self.normalize, self.activate, self.residual, self.depthwise, self.gate, self.concatenate,
             self.move, self.shuffle, self.share, self.arrays, self.sum_of_three, self.nest, self.grouped_depthwise,
-            self.separable, self.transposed,
+            self.separable, self.transposed, self.normalize_together, self.slices, self.over_channels, self.rearrange,
         )  # fmt: skip
         return self.pick(*options)(x)
 

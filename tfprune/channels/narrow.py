@@ -47,6 +47,9 @@ def narrow(
 def _walk(graph: ChannelGraph, new: Narrowing) -> None:
     for op in graph.ops:
         op.narrow(new)
+        for value in op.outputs:
+            if new.empty(value):
+                new.kept[value] = np.zeros((0,) * graph.labels.of[value].ndim, np.intp)
     for boundary in graph.boundaries:
         for value in (*boundary.inputs, *boundary.outputs):
             if value in new.kept and new.empty(value):

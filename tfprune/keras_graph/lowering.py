@@ -118,6 +118,8 @@ class Lowering:
         configure: which settings follow the widths, see `settings`.
         rewriter: how the call is written anew, see `rewrite`.
         factors: weights that are multiplied when widths change, see `compensate`.
+        is_within: whether another layer's rule asked for this one, see `within`.
+        masked: whether Keras masks may hide positions here.
     """
 
     def __init__(
@@ -138,6 +140,7 @@ class Lowering:
         self.rewriter: Callable[..., Any] | None = None
         self.factors: dict[Weight, Callable[[Narrowing], float]] = {}
         self.is_within = False
+        self.masked = False
         self._new_value, self._weight = new_value, weight
 
     def shape(self, value: int) -> Shape:

@@ -92,7 +92,7 @@ class _Rebuilder:
         old_inputs = body.inputs
         shapes = [
             tuple(tensor.shape[1:]) if boundary is None else self.new.shape(value)
-            for tensor, value in zip(old_inputs, boundary.inputs if boundary else old_inputs, strict=True)
+            for tensor, value in zip(old_inputs, boundary.inputs if boundary else old_inputs, strict=False)
         ]
         inputs = [
             keras.Input(batch_shape=(old.shape[0], *shape), dtype=old.dtype, name=old.name)

@@ -61,6 +61,7 @@ class _Tracer:
         self.variables: dict[Weight, Any] = {}
         self._weights: dict[int, Weight] = {}
         self._keys: dict[str, int] = {}
+        self._masked = False
         self._paths: dict[int, str] = {}
         self._bodies: dict[Any, Body | Refused] = {}
 
@@ -86,14 +87,17 @@ class _Tracer:
 
     def follow(self, body: Body, inputs: Sequence[int], path: str) -> list[int]:
         """Lower every call of a graph that is called on `inputs`; return its output values."""
-        values = {id(tensor): value for tensor, value in zip(body.inputs, inputs, strict=True)}
+        # Behind the inputs may come masks, which the layers inside find by themselves.
+        values = {id(tensor): value for tensor, value in zip(body.inputs, inputs, strict=False)}
         for node in body.nodes:
             operation = node.operation
             given = [values[id(tensor)] for tensor in node.input_tensors]
             name = path + operation.name
             inner = self.inside(node)
             if isinstance(inner, Body):
+                before, self._masked = self._masked, self._masked or has_masks(node)
                 result = tuple(self.follow(inner, given, name + "/"))
+                self._masked = before
                 self.boundaries.append(Boundary(name, tuple(given), result, node, inner))
             else:
                 result = self.lower(node, name, given, inner)
@@ -119,6 +123,7 @@ class _Tracer:
         operation = node.operation
         shapes = [tuple(tensor.shape[1:]) for tensor in node.outputs]
         lowering = Lowering(name, inputs, shapes, self.shapes, self.new_value, self.weight, node)
+        lowering.masked = self._masked or has_masks(node)
         rule = find_rule(operation)
         self._paths.update(_paths(operation))
         if rule is None:
@@ -167,6 +172,11 @@ def _paths(layer: Any) -> dict[int, str]:
     own = (*getattr(layer, "_trainable_variables", ()), *getattr(layer, "_non_trainable_variables", ()))
     found.update((id(variable), variable.name) for variable in own if id(variable) not in found)
     return found
+
+
+def has_masks(node: Any) -> bool:
+    """Whether any tensor of a call carries a Keras mask."""
+    return any(getattr(tensor, "_keras_mask", None) is not None for tensor in node.input_tensors)
 
 
 def unknown(operation: Any, refused: Refused | None) -> str:

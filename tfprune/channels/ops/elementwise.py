@@ -226,7 +226,8 @@ class Reduce(Op):
     def narrow(self, new: Narrowing) -> None:
         value, labels = self.inputs[0], new.labels[self.output]
         if not self.over_channels(new.labels):
-            new.kept[self.output] = self._reduced(new.one_along(value, self.axes))
+            left = new.one_along(value, self.axes)
+            new.kept[self.output] = self._reduced(left) if left.size else left
             return
         stays = bool(new.keep[labels].all())
         if stays and new.empty(value):

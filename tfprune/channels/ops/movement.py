@@ -84,7 +84,9 @@ class Rearrange(Op):
 
     def _ids(self, kept: Indices, own: tuple[int, ...], prepared: tuple[int, ...]) -> Indices:
         """The prepared positions of what is kept: compact axes are stretched as `prepared` stretched them."""
-        coordinates = list(np.unravel_index(kept, own)) if kept.size else [kept] * len(own)
+        if not kept.size:
+            return np.zeros((0,) * len(own), np.intp)
+        coordinates = list(np.unravel_index(kept, own))
         stretched = tuple(axis for axis in range(len(own)) if own[axis] == 1 and prepared[axis] > 1)
         shape = tuple(prepared[axis] if axis in stretched else kept.shape[axis] for axis in range(kept.ndim))
         result = np.zeros(shape, np.intp)

@@ -70,7 +70,7 @@ def _attention(layer: Any, lower: Lowering, repeats: int = 1) -> _Heads | Refuse
         weights = lower.combine((weights, mask), "mask", unknown, lower.shape(weights))
     weights = lower.map(weights, unknown)
     # A row that is masked throughout averages nothing.
-    masked = mask is not None or any(getattr(t, "_keras_mask", None) is not None for t in lower.node.input_tensors)
+    masked = mask is not None or lower.masked
     shape = (*lower.shape(q)[:-1], lower.shape(v)[-1])
     mixed = lower.product(weights, v, combine, shape, averages=not masked)
     if getattr(layer, "_gate_dense", None) is not None:
@@ -164,8 +164,6 @@ def attention(layer, lower: Lowering):
             )
     weights = lower.map(scores, unknown)
     given = lower.arguments()
-    masked = given.get("mask") is not None or any(
-        getattr(tensor, "_keras_mask", None) is not None for tensor in lower.node.input_tensors
-    )
+    masked = given.get("mask") is not None or lower.masked
     y = lower.product(weights, v, "ts,sd->td", (queries, lower.shape(v)[1]), averages=not masked)
     return (y, weights) if given.get("return_attention_scores") else y
