@@ -291,8 +291,9 @@ PROTECTING = {"LayerNormalization", "Masking", "Softmax"}
 PROTECTING |= {"RandAugment", "RandomColorJitter", "RandomGrayscale", "RandomHue", "RandomSaturation"}
 # TensorFlow has no kernel for these in float64 on a CPU.
 FLOAT32_ONLY = {"MaxPooling3D", "AveragePooling3D", "AdaptiveMaxPooling3D", "AdaptiveAveragePooling3D", "cast"}
-# TensorFlow works on images in float32.
-IMAGES = {"Resizing", "CenterCrop", "resize", "affine_transform", "perspective_transform"}
+# Keras computes some of it in float32, whatever the model's type: images, the scale of attention.
+PARTLY_FLOAT32 = {"Resizing", "CenterCrop", "Resize", "AffineTransform", "PerspectiveTransform"}
+PARTLY_FLOAT32 |= {"MultiHeadAttention", "GroupedQueryAttention"}
 
 
 def branch(x):
@@ -315,7 +316,7 @@ def built(row, batch: int | None = None) -> keras.Model:
 
 
 def assert_equal(model: keras.Model, stripped: keras.Model, name: str) -> None:
-    if name in IMAGES:
+    if name in PARTLY_FLOAT32:
         assert difference(model, stripped) <= 1e-5
     else:
         assert_same(model, stripped)
@@ -361,7 +362,7 @@ def test_layer_that_has_tests_of_its_own(name):
         plan = tfprune.select(graph, "l1", ratio=0.5, round_to=1)
         result = tfprune.strip(model, plan, verify=False)
         tfprune.soft_prune(model, plan)
-        assert_same(model, result.model)
+        assert_equal(model, result.model, name)
         assert parameters(result.model) < parameters(model)
 
 

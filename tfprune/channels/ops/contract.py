@@ -85,6 +85,8 @@ class Contract(Op):
     def obstacle(self, labels: Labels, shapes: dict[int, Shape]) -> str | None:
         if len(self._heads(labels)) > 1 or (self._heads(labels) and len(self.read) != len(self.write)):
             return f"{self.layer} has kernels of their own along several axes that hold channels"
+        if self._heads(labels) and self.shared:
+            return f"{self.layer} is shared, and not each of its calls has channels along the same axes"
         return None
 
     def _heads(self, labels: Labels) -> list[tuple[int, int, int]]:
@@ -93,12 +95,7 @@ class Contract(Op):
 
     def settled(self, labels: Labels, shapes: dict[int, Shape]) -> Op:
         heads = self._heads(labels)
-        others = tuple(axis for axis in range(len(shapes[self.inputs[0]])) if axis not in self.read_axes)
-        if (
-            self.read
-            and not varies(labels.of[self.inputs[0]], self.read_axes)
-            and varies(labels.of[self.inputs[0]], others)
-        ):
+        if self._is_over_positions(labels):
             return OverPositions(
                 self.layer, self.inputs, self.outputs, _unknown, self.read_axes, False, 0.0, self.kernel, self.positions
             )
@@ -115,6 +112,13 @@ class Contract(Op):
             pads=bool(rest),
             along=rest,
         )
+
+    def _is_over_positions(self, labels: Labels) -> bool:
+        """Whether channels lie along other axes than the one that is read and written."""
+        array = labels.of[self.inputs[0]]
+        others = tuple(axis for axis in range(array.ndim) if axis not in self.read_axes)
+        same = len(self.read) == 1 and self.read_axes == self.write_axes and not self.shared
+        return same and not varies(array, self.read_axes) and varies(array, others)
 
     def _scale(self, axis: int, kernel_axis: int) -> Op:
         """`...c,c->...c` multiplies each channel by a number."""

@@ -56,7 +56,7 @@ def conv(layer, lower: Lowering) -> int:
     weight = lower.weight(kernel)
     lower.settings(
         lambda new: (
-            {"filters": new.shape(y)[axis], "groups": new.groups[weight]}
+            {"filters": new.shape(y)[axis], "groups": new.groups.get(weight, layer.groups)}
             if layer.groups > 1
             else {"filters": new.shape(y)[axis]}
         )

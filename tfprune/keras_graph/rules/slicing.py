@@ -86,7 +86,7 @@ def _written(new: Narrowing, tensor: Any, parts: Sequence[Part], layout: Sequenc
         if part.drops:
             key[part.axis] = int(indices[0])
         elif regular is None:
-            tensor = _named(keras.ops.take(tensor, indices.tolist(), axis=part.axis + 1), f"{name}_{part.axis + 1}")
+            tensor = _named(keras.ops.take(tensor, indices.tolist(), axis=part.axis + 1), f"{name}_axis_{part.axis + 1}")
         elif regular != slice(0, tensor.shape[part.axis + 1], 1):
             key[part.axis] = regular
     entries = [slice(None), *(None if axis is None else key.get(axis, slice(None)) for axis in layout)]
@@ -236,7 +236,7 @@ def _split(lower: Lowering, axis: int | None, select: Callable[..., Indices], dr
         if not any(empty) and not any(part.changes(new) for part in parts):
             return None
         layout = tuple(range(len(lower.shape(x))))
-        names = [operation.name, *(f"{operation.name}_{number}" for number in range(1, len(parts)))]
+        names = [operation.name, *(f"{operation.name}_part_{number}" for number in range(1, len(parts)))]
         return [
             None if gone else _written(new, tensors[0], [part], layout, name)
             for part, gone, name in zip(parts, empty, names, strict=True)
