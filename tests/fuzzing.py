@@ -9,19 +9,7 @@ from random_models import Builder, flat_layers
 
 import tfprune
 from tfprune.channels.facts import prove, removable
-from tfprune.errors import VerificationError
-
-LIMIT = 1e-12
-
-
-def limit_for(model: keras.Model) -> float:
-    """1e-12 of the largest output; TensorFlow interpolates, and scales attention, in float32 whatever the type."""
-    attention = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
-    rough = any(
-        getattr(layer, "interpolation", "nearest") != "nearest" or isinstance(layer, attention)
-        for layer in flat_layers(model)
-    )
-    return 1e-6 if rough else LIMIT
+from tfprune.verify import tolerance_of
 
 
 def snapshot(model: keras.Model) -> tuple:
@@ -98,7 +86,7 @@ def check(builder: Builder, steps: int = 6) -> None:
         builder.note(f"plan {dict(plan.channels)} {plan.layers}")
         direct = tfprune.strip(model, plan, verify=False)
         tfprune.soft_prune(model, plan)
-        assert difference(model, direct.model) <= limit_for(model), "strip(model, plan) is not the soft-pruned model"
+        assert difference(model, direct.model) <= tolerance_of(model), "strip(model, plan) is not the soft-pruned model"
     if kind in ("zeros", "plan and zeros"):
         builder.zero(model)
     before = snapshot(model)
@@ -107,7 +95,7 @@ def check(builder: Builder, steps: int = 6) -> None:
     finally:
         assert_untouched(model, before)
     far = difference(model, result.model)
-    assert far <= limit_for(model), f"stripped differs by {far:.2g}"
+    assert far <= tolerance_of(model), f"stripped differs by {far:.2g}"
     assert_complete(builder, model, result)
     assert all(refusal.reason and refusal.layer and refusal.channels for refusal in result.refusals)
     if kind == "plan and layers" or kind == "plan":
@@ -123,9 +111,6 @@ def check(builder: Builder, steps: int = 6) -> None:
     returned = any("nothing left to read" in refusal.reason for refusal in result.refusals)
     if not returned and all(layer.filters == layer.groups for layer in several):
         assert parameters(again.model) == parameters(result.model), "a second strip finds more"
-    assert difference(model, again.model) <= limit_for(model)
+    assert difference(model, again.model) <= tolerance_of(model)
     removed = parameters(model) - parameters(result.model)
     builder.outcome |= {kind: 1, "smaller": int(removed > 0), "refused": int(bool(result.refusals))}
-
-
-__all__ = ["LIMIT", "VerificationError", "assert_untouched", "check", "limit_for", "snapshot"]

@@ -14,6 +14,11 @@ from tfprune.keras_graph.expand import input_structure, readers, whole
 
 # Of the largest output. float64 networks agree to rounding; float32 ones to what a sum in another order costs.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
+# What TensorFlow computes in float32 in part, whatever the type of its inputs: attention's scale, interpolation.
+PARTLY_SINGLE = frozenset(
+    "MultiHeadAttention GroupedQueryAttention DotProductAttention UpSampling2D Resizing Resize AffineTransform".split()
+)
+ROUGH = 1e-6
 
 
 @dataclass(frozen=True)
@@ -148,9 +153,12 @@ def _comparable(dtype) -> str:
 
 
 def tolerance_of(model: keras.Model) -> float:
-    """The tolerance of the coarsest dtype that any layer of the model computes in."""
-    dtypes = {getattr(layer, "compute_dtype", "float32") for layer in model._flatten_layers()}
-    return max(TOLERANCE.get(str(dtype), 0.0) for dtype in dtypes | {str(model.compute_dtype)})
+    """The tolerance of the coarsest dtype that anything in the model computes in."""
+    layers = list(model._flatten_layers())
+    dtypes = {str(getattr(layer, "compute_dtype", "float32")) for layer in layers}
+    used = {type(operation) for layer in layers for operation in (layer, *getattr(layer, "operations", ()))}
+    rough = ROUGH if any(kind.__name__ in PARTLY_SINGLE for kind in used) else 0.0
+    return max(rough, *(TOLERANCE.get(dtype, 0.0) for dtype in dtypes))
 
 
 def verify(
@@ -170,7 +178,8 @@ def verify(
         other: a Keras model with the same inputs, or a function from a list of input arrays to a list of outputs.
         samples: the batch of random inputs.
         seed: of the random inputs.
-        tolerance: a fraction of the largest output; by default 1e-5 for float32 and 1e-12 for float64.
+        tolerance: a fraction of the largest output; by default 1e-5 for float32 and 1e-12 for float64 (1e-6 where
+            TensorFlow computes in float32 all the same).
         inputs: arrays to use instead of random ones, flat, in the order of `reference.inputs`.
         weights: (variable, array): what the reference computes with instead of what its variables hold.
 
