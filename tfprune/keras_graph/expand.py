@@ -7,6 +7,7 @@ once on fresh symbolic tensors, and nothing of that stays on it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import weakref
 from collections import defaultdict
@@ -37,6 +38,12 @@ class Body:
     outputs_struct: Any
     training: bool = False
 
+    @functools.cached_property
+    def names(self) -> dict[int, str]:
+        """id of an operation -> its name here; Python code may use layers of the same name, a model may not."""
+        taken: dict[str, Any] = {}
+        return {id(node.operation): distinct(node.operation, taken) for node in self.nodes}
+
     @property
     def inputs(self) -> list[Any]:
         return [one for one in keras.tree.flatten(self.inputs_struct) if isinstance(one, keras.KerasTensor)]
@@ -44,6 +51,15 @@ class Body:
     @property
     def outputs(self) -> list[Any]:
         return keras.tree.flatten(self.outputs_struct)
+
+
+def distinct(operation: Any, taken: dict[str, Any]) -> str:
+    """The operation's name, with a number if another operation has it; noted in `taken`."""
+    name, number = operation.name, 0
+    while taken.setdefault(name, operation) is not operation:
+        number += 1
+        name = f"{operation.name}_{number}"
+    return name
 
 
 #: Stands for the batch size where Python code wants a number: a prime that is no width.
@@ -332,7 +348,7 @@ def _run_once(layer: Any, args: Any, kwargs: Any, batch: int | None = None) -> B
             args, kwargs = keras.tree.map_structure(fresh, (tuple(args), dict(kwargs)))
             with watch:
                 outputs = layer.call(*args, **kwargs)
-            nodes = _ordered(outputs, inputs)
+            nodes = ordered(outputs, inputs)
         except _NoGraph as error:
             return Refused(str(error))
         except Exception as error:  # whatever the user's code does
@@ -397,7 +413,7 @@ class _NoGraph(Exception):
     """The outputs are no graph of the inputs."""
 
 
-def _ordered(outputs: Any, inputs: list[Any]) -> tuple[Any, ...]:
+def ordered(outputs: Any, inputs: list[Any]) -> tuple[Any, ...]:
     """The calls that lead from inputs to outputs, in an order in which they can run; no recursion, for long models."""
     known = {id(tensor) for tensor in inputs}
     ordered: dict[int, Any] = {}

@@ -26,7 +26,7 @@ from tfprune.channels.take import bias_shifts, slots_by_weight, take
 from tfprune.channels.weights import Weight
 from tfprune.errors import TfpruneError, TraceError
 from tfprune.keras_graph.arrays import handed_over
-from tfprune.keras_graph.expand import Body, alike, body_of, equal_settings, expand
+from tfprune.keras_graph.expand import Body, alike, body_of, distinct, equal_settings, expand, ordered
 from tfprune.keras_graph.lowering import again
 
 
@@ -102,11 +102,12 @@ class _Rebuilder:
         if isinstance(model, keras.Sequential) and len(inputs) == 1:
             result = self._sequential(name, body, inputs[0])
         else:
-            self._distinguish(body)
+            self.names.update(body.names)
             tensors = {id(old): new for old, new in zip(old_inputs, inputs, strict=True)}
             for node in body.nodes:
                 self._node(node, tensors)
             outputs = _connected(inputs, [tensors[id(tensor)] for tensor in body.outputs], name)
+            _distinguish(inputs, outputs)
             # A composite's tensors are passed one by one, whatever its `call` takes.
             struct = inputs if boundary is not None and body_of(model) is None else body.inputs_struct
             result = keras.Model(
@@ -127,17 +128,6 @@ class _Rebuilder:
 
     def _name(self, operation: Any) -> str:
         return self.names.get(id(operation), operation.name)
-
-    def _distinguish(self, body: Body) -> None:
-        """Names of different operations are different in a functional model; in Python code they need not be."""
-        taken: dict[str, Any] = {}
-        for operation in (node.operation for node in body.nodes):
-            name, number = operation.name, 0
-            while taken.setdefault(name, operation) is not operation:
-                number += 1
-                name = f"{operation.name}_{number}"
-            if number:
-                self.names[id(operation)] = name
 
     def _node(self, node: Any, tensors: dict[int, Any]) -> None:
         """Call what a node became; nodes whose outputs nobody needs are passed over."""
@@ -514,6 +504,16 @@ def _recursion(calls: int) -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(before)
+
+
+def _distinguish(inputs: list[Any], outputs: list[Any]) -> None:
+    """Give operations that a call was written anew with names that no other has."""
+    taken = {layer.name: layer for layer in (tensor._keras_history.operation for tensor in inputs)}
+    operations = [node.operation for node in ordered(outputs, inputs)]
+    for operation in sorted(operations, key=lambda one: not isinstance(one, keras.layers.Layer)):
+        name = distinct(operation, taken)
+        if not isinstance(operation, keras.layers.Layer):
+            operation.name = name
 
 
 def _connected(inputs: list[Any], outputs: list[Any], model: str) -> list[Any]:

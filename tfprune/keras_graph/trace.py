@@ -92,7 +92,7 @@ class _Tracer:
         for node in body.nodes:
             operation = node.operation
             given = [values[id(tensor)] for tensor in node.input_tensors]
-            name = path + operation.name
+            name = path + body.names[id(operation)]
             inner = self.inside(node)
             if isinstance(inner, Body):
                 before, self._masked = self._masked, self._masked or has_masks(node)

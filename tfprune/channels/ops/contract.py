@@ -74,7 +74,7 @@ class Contract(Op):
     @property
     def folds(self) -> bool:
         """Whether a constant may become part of its bias, or a scale of its kernel."""
-        return self.foldable and not self.shared
+        return self.foldable and not self.shared and bool(self.write)
 
     def weights(self) -> tuple[Weight, ...]:
         return (self.kernel,) if self.bias is None else (self.kernel, self.bias)
