@@ -457,6 +457,14 @@ def test_a_constant_input_of_a_candidate_counts():
     assert stripped(model).model.get_layer("a").units == 7
 
 
+def test_one_input_is_left_to_read():
+    """All inputs are 0; the layer still moves from step to step by itself."""
+    model = chain(layers.Dense(6, name="first"), layers.LSTM(8, name="a"))
+    zero_filters(model.get_layer("first"), slice(None))
+    result = stripped(model)
+    assert (result.model.get_layer("first").units, result.model.get_layer("a").units) == (1, 8)
+
+
 @pytest.mark.parametrize("why", ["no bias", "shared"])
 def test_a_constant_input_that_cannot_be_folded(why):
     def body(x):
