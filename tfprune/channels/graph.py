@@ -355,9 +355,9 @@ class ChannelGraph:
         Raises:
             KeyError: there is none.
         """
-        for group in self.groups:
-            if group.name == name or name in group.writers:
-                return group
+        named = [group for group in self.groups if group.name == name]
+        for group in named or [group for group in self.groups if name in group.writers]:
+            return group
         raise KeyError(name)
 
     def replaced(self, replacements: dict[int, tuple[Op, ...]]) -> ChannelGraph:

@@ -31,8 +31,9 @@ def normalization(layer, lower: Lowering) -> int:
     mean = statistics[0]
 
     def settings(new: Narrowing) -> dict[str, Any]:
-        if not new.narrowed(mean):
+        if layer.input_mean is None and not new.narrowed(mean):
             return {}
+        # Arrays, because lists would pass through float32.
         return {name: _narrowed(numbers(getattr(layer, name)), layer, new, mean) for name in ("mean", "variance")}
 
     lower.settings(settings)
