@@ -457,6 +457,18 @@ def test_a_constant_input_of_a_candidate_counts():
     assert stripped(model).model.get_layer("a").units == 7
 
 
+def test_a_candidate_that_is_zero_in_the_middle_alone():
+    """Zeros come in at the border, where the constant and the bias do not cancel."""
+    model = sigmoid_zeros(layers.ConvLSTM2D(4, 3, padding="same", name="a"), layers.Flatten(), shape=(3, 6, 6, 2))
+    layer = model.get_layer("a")
+    zero_candidate(layer, [3])
+    kernel, bias = numbers(layer.cell.kernel).reshape(3, 3, 6, 4, 4), numbers(layer.cell.bias).reshape(4, 4)
+    kernel[:, :, 1, 2, 3], bias[2, 3] = 0.5, -0.25 * 9
+    layer.cell.kernel.assign(kernel.reshape(3, 3, 6, 16))
+    layer.cell.bias.assign(bias.ravel())
+    assert stripped(model).model.get_layer("a").filters == 4
+
+
 def test_one_input_is_left_to_read():
     """All inputs are 0; the layer still moves from step to step by itself."""
     model = chain(layers.Dense(6, name="first"), layers.LSTM(8, name="a"))
