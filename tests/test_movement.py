@@ -302,6 +302,18 @@ def test_what_reads_channels_together_says_so(body, reason):
     assert reason in tfprune.trace(model).group("stem").reason
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_window_that_slides_over_channels_needs_them_all(depthwise):
+    def body(x):
+        x = ops.transpose(x, (0, 3, 1, 2))
+        return layers.DepthwiseConv2D(3)(x) if depthwise else conv(x, 6)
+
+    model = model_of(body)
+    graph = tfprune.trace(model)
+    assert graph.group("stem").width == 1  # all or none
+    assert_same(model, tfprune.strip(model, tfprune.select(graph, "l1", ratio=0.5), verify=False).model)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

@@ -118,6 +118,8 @@ class Contract(Op):
         array = labels.of[self.inputs[0]]
         others = tuple(axis for axis in range(array.ndim) if axis not in self.read_axes)
         same = len(self.read) == 1 and self.read_axes == self.write_axes and not self.shared
+        # A convolution's window slides over the other axes, channels among them.
+        same = same and len(self.kernel.shape) == 2
         return same and not varies(array, self.read_axes) and varies(array, others)
 
     def _scale(self, axis: int, kernel_axis: int) -> Op:

@@ -86,7 +86,9 @@ def _written(new: Narrowing, tensor: Any, parts: Sequence[Part], layout: Sequenc
         if part.drops:
             key[part.axis] = int(indices[0])
         elif regular is None:
-            tensor = _named(keras.ops.take(tensor, indices.tolist(), axis=part.axis + 1), f"{name}_axis_{part.axis + 1}")
+            tensor = _named(
+                keras.ops.take(tensor, indices.tolist(), axis=part.axis + 1), f"{name}_axis_{part.axis + 1}"
+            )
         elif regular != slice(0, tensor.shape[part.axis + 1], 1):
             key[part.axis] = regular
     entries = [slice(None), *(None if axis is None else key.get(axis, slice(None)) for axis in layout)]
