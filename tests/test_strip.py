@@ -522,6 +522,17 @@ def test_a_plan_given_is_the_plan_taken(net, whole):
     assert set(plan.layers) <= set(direct.removed_layers)
 
 
+def test_a_plan_that_is_not_zero_says_how_far_outputs_moved():
+    model = residual_net()
+    plan = tfprune.select(model, "l1", ratio=0.5, round_to=1)
+    result = tfprune.strip(model, plan)
+    assert result.verification.equal and result.lossless is False and result.moved.relative > 1e-3
+    assert "not lossless: the outputs moved by" in str(result)
+    tfprune.soft_prune(model, plan)
+    result = tfprune.strip(model, plan)
+    assert result.lossless and "not lossless" not in str(result)
+
+
 def test_a_plan_takes_nothing_else():
     model = shaken(residual_net())
     zero_filters(model.get_layer("b1"), [0, 1])

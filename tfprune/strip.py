@@ -41,6 +41,7 @@ class StripResult:
         cost_before, cost_after: of the model given and of the stripped one.
         seconds: how long each step took.
         notes: what could not be carried over of an optimizer's state.
+        moved: with a plan, how far the outputs are from the model's as it was given; None if not asked for.
     """
 
     model: keras.Model
@@ -52,6 +53,13 @@ class StripResult:
     cost_after: Cost
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    moved: Verification | None = None
+
+    @property
+    def lossless(self) -> bool | None:
+        """Whether the model computes what it did before: what went was zero, or not read. None if not verified."""
+        proof = self.verification if self.moved is None else self.moved
+        return None if proof is None else proof.equal
 
     def __str__(self) -> str:
         if not self.plan and not self.removed_layers:
@@ -65,6 +73,8 @@ class StripResult:
         parts += self.notes
         if self.verification is not None:
             parts.append(f"stripped against soft-pruned: {self.verification}")
+        if self.moved is not None and not self.lossless:
+            parts.append(f"not lossless: the outputs moved by {self.moved.relative:.2g} of the largest output")
         return "\n".join(parts)
 
 
@@ -127,11 +137,12 @@ def strip(
     rebuilt = rebuild(graph, facts, new, replacements)
     stripped = rebuilt.model
     clock.lap("rebuild")
-    verification = None
+    verification = moved = None
     if verify:
-        zeroed = () if plan is None else zeros_in(model, plan)
-        verification = verified(model, stripped, samples=samples, seed=seed, tolerance=tolerance, weights=zeroed)
+        compared = functools.partial(verified, model, stripped, samples=samples, seed=seed, tolerance=tolerance)
+        verification = compared(weights=() if plan is None else zeros_in(model, plan))
         verification.raise_if_different(f"stripping {model.name}")
+        moved = None if plan is None else compared()
         clock.lap("verify")
     notes: tuple[str, ...] = ()
     if carry_optimizer:
@@ -148,6 +159,7 @@ def strip(
         cost_after=cost(left),
         seconds=clock.laps,
         notes=notes,
+        moved=moved,
     )
 
 
