@@ -148,16 +148,25 @@ def input_structure(model: Any, inputs: Any = None) -> Any:
     body = body_of(model)
     if body is not None:
         return body.inputs_struct
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(model.call).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    if len(needed) != 1:
+        raise TraceError(
+            f"{type(model).__name__} {model.name!r} is called with {len(needed)} arguments ({', '.join(needed)}), and "
+            f"tfprune follows models that take one; have it take a list or dictionary, as fit and predict need it"
+        )
     if inputs is not None:
         _inputs_of[model] = _specifications(inputs, lambda shape: (None, *shape), model)
     if model in _inputs_of:
         return _inputs_of[model]
     shapes = getattr(model, "_build_shapes_dict", None) or {}
-    if len(shapes) != 1:
-        what = f"was called with several arguments ({', '.join(shapes)})" if shapes else "is not built"
+    if not shapes:
         raise TraceError(
-            f"{type(model).__name__} {model.name!r} has a `call` of its own and {what}, so its inputs are unknown; "
-            f"call it once on data, given as one argument, or say what it is called with: "
+            f"{type(model).__name__} {model.name!r} has a `call` of its own and is not built, so its inputs are "
+            f"unknown; call it once on data, or say what it is called with: "
             f"tfprune.trace(model, inputs=keras.Input(shape))"
         )
     structure = _specifications(next(iter(shapes.values())), lambda shape: (None, *shape[1:]), model)

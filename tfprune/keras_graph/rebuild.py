@@ -60,7 +60,7 @@ def rebuild(
         a new functional (or Sequential) model with the same names, inputs and outputs; the traced model is not touched.
     """
     builder = _Rebuilder(graph, facts, new, replacements or {})
-    with _recursion(len(graph.calls)):
+    with _recursion(len(graph.calls)), _policy(graph.model.dtype_policy):
         model = builder.model(graph.model, graph.body, None)
     return Rebuilt(model, builder.origins(), builder.narrowed)
 
@@ -313,7 +313,9 @@ class _Rebuilder:
             config["use_bias"], named["bias"] = True, bias
         for name, value in {**settings, "name": self._name(layer)}.items():
             _set(config, name, value)
-        result = made(layer, config)
+        with _policy(next(iter(layer._flatten_layers(include_self=False)), layer).dtype_policy):
+            result = made(layer, config)
+        result.name = self._name(layer)  # not every configuration has it
         _name_alike(layer, result)
         self._share(layer, result)
         self.pairs.append((layer, result))
@@ -411,7 +413,9 @@ def configuration(layer: keras.layers.Layer) -> dict[str, Any]:
     """The layer's configuration; Python functions in it are the functions themselves, which need not be registered."""
     config = layer.get_config()
     for name, value in config.items():
-        if isinstance(value, dict) and value.get("class_name") == "function" and callable(getattr(layer, name, None)):
+        # A lambda is written as its `value`, in bytes.
+        is_function = isinstance(value, dict) and (value.get("class_name") == "function" or "value" in value)
+        if is_function and callable(getattr(layer, name, None)):
             config[name] = getattr(layer, name)
     return config
 
@@ -493,6 +497,17 @@ def _freeze_alike(old: Any, new: Any) -> None:
     for before, after in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
         if after.trainable and not before.trainable:
             after.trainable = False
+
+
+@contextlib.contextmanager
+def _policy(policy: Any) -> Iterator[None]:
+    """Make layers that are not told otherwise, those inside of other layers, in the types of the old ones."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 @contextlib.contextmanager
