@@ -164,7 +164,7 @@ WITHOUT_A_ROW = {"StringLookup", "Equalization"}
 # Elementwise ops that are defined everywhere; those that want other numbers.
 UNARY = (
     "absolute angle arcsinh arctan cbrt ceil conjugate copy cos cosh deg2rad empty_like erf erfc exp exp2 expm1 fabs "
-    "floor i0 imag isfinite isinf isnan isneginf isposinf isreal nan_to_num negative ones_like rad2deg real rint round "
+    "floor i0 imag isfinite isinf isnan isneginf isposinf isreal nan_to_num negative ones_like rad2deg real round "
     "sign signbit sin sinc sinh square tan tanh trunc relu relu6 sigmoid sparse_sigmoid softplus softsign soft_shrink "
     "sparse_plus silu squareplus log_sigmoid leaky_relu hard_sigmoid hard_silu elu selu gelu celu stop_gradient "
     "tanh_shrink hard_tanh hard_shrink zeros_like"

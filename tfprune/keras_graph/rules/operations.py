@@ -18,7 +18,7 @@ _UNARY = (
     "Clip Conjugate ConvertToTensor Copy Cos Cosh Deg2rad Digitize Elu EmptyLike Erf Erfc Erfinv Exp Exp2 Expm1 "
     "Floor FullLike Gelu HardShrink HardSigmoid HardSilu HardTanh I0 Imag Isfinite Isinf Isnan Isneginf Isposinf "
     "Isreal LeakyRelu Log Log10 Log1p Log2 LogSigmoid LogicalNot NanToNum Negative OnesLike Rad2deg Real Reciprocal "
-    "Relu Relu6 Rint Round Rsqrt SaturateCast Selu Sigmoid Sign Signbit Silu Sin Sinc Sinh SoftShrink Softplus "
+    "Relu Relu6 Round Rsqrt SaturateCast Selu Sigmoid Sign Signbit Silu Sin Sinc Sinh SoftShrink Softplus "
     "Softsign SparsePlus SparseSigmoid Sqrt Square Squareplus StopGradient Tan Tanh TanhShrink Threshold Trunc "
     "ZerosLike"
 ).split()
@@ -41,7 +41,7 @@ _SEVERAL = (
 BY_ELEMENT = frozenset((*_UNARY, *_KINDS, *_SEVERAL))
 # A constant is computed in the model's own type and may be off by a rounding: next to a step that is another number.
 _STEPPED = frozenset(
-    "BitwiseInvert BitwiseNot Cast Ceil Digitize Floor HardShrink Rint Round SaturateCast Sign Signbit Threshold Trunc "
+    "BitwiseInvert BitwiseNot Cast Ceil Digitize Floor HardShrink Round SaturateCast Sign Signbit Threshold Trunc "
     "Isnan Equal FloorDivide Fmod Gcd Greater GreaterEqual Heaviside Isclose Less LessEqual Mod Nextafter NotEqual "
     "Select Where".split()
 )
