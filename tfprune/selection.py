@@ -194,7 +194,7 @@ def _whole_layers(
     """The convolutions that go whole, the most redundant first, as long as the model can live without them."""
     candidates = [layer for layer in droppable(graph) if inside([layer])]
     # What is dropped is what the layer's last kernel writes.
-    kernels = {op.layer: op.weights()[0] for op in graph.ops if isinstance(op, Contract)}
+    kernels = {op.layer: op.kernel for op in graph.ops if isinstance(op, Contract) and op.write}
     redundancy = {}
     for layer in candidates:
         slot = graph.labels.slots[kernels[layer], "write"]

@@ -18,7 +18,9 @@ def droppable(graph: ChannelGraph, without: Collection[str] = ()) -> list[str]:
     One such is the last kernel of a residual branch, of a branch that is concatenated, or of a gate: every output
     of the model still depends on its inputs, and no other kernel is left with nothing but constants to read.
     """
-    layers = dict.fromkeys(op.layer for op in graph.ops if isinstance(op, Contract) and op.layer not in without)
+    layers = dict.fromkeys(
+        op.layer for op in graph.ops if isinstance(op, Contract) and op.write and op.layer not in without
+    )
     return [layer for layer in layers if can_drop(graph, {*without, layer})]
 
 
