@@ -40,7 +40,7 @@ FLOW = (
     {"channels"},
     {"keras_graph"},
     {"criteria"},
-    {"selection", "schedules", "soft", "soft_pruning", "monitor", "strip", "verify", "cost", "data", "checkpoints"},
+    {"selection", "schedules", "soft", "soft_pruning", "monitor", "strip", "verify", "cost", "carry", "data", "checkpoints"},
     {"export"},
     {"pruning"},
     {"report"},
