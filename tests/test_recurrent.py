@@ -535,14 +535,16 @@ def test_a_zero_candidate_forgets_slowly(kind):
     """Where it starts from a state other than 0, it is not 0, although its candidate is."""
     inputs = keras.Input((5, 3))
     states = 2 if kind == "LSTM" else 1
-    start = [layers.Dense(8, name=f"s{i}")(layers.GlobalAveragePooling1D()(inputs)) for i in range(states)]
+    before = layers.Dense(4, name="before")(layers.GlobalAveragePooling1D()(inputs))
+    start = [layers.Dense(8, name=f"s{i}")(before) for i in range(states)]
     y = recurrent(kind, 8, name="a")(inputs, initial_state=start)
     model = shaken(keras.Model(inputs, layers.Dense(3, name="head")(y)))
     zero_candidate(model.get_layer("a"), [1, 2])
     for i in range(states):
         zero_filters(model.get_layer(f"s{i}"), [2])
     # Nobody else reads what unit 1 was before.
-    assert stripped(model).model.get_layer("a").units == 7
+    result = stripped(model)
+    assert (result.model.get_layer("a").units, result.model.get_layer("before").units) == (7, 4)
 
 
 def test_states_from_other_layers():
@@ -694,6 +696,21 @@ def test_directions_of_different_widths_are_not_followed():
     x = layers.Bidirectional(layers.GRU(8), backward_layer=layers.GRU(6, go_backwards=True), name="a")(inputs)
     graph = tfprune.trace(keras.Model(inputs, x))
     assert graph.opaque[0].reason == "a is not followed: its two directions have different widths"
+
+
+def test_spectral_normalization_can_be_trained_on():
+    """It keeps a vector along its kernel's last axis, which is the input's where the convolution is transposed."""
+    model = chain(
+        layers.SpectralNormalization(layers.Conv2D(8, 3), name="a"),
+        layers.SpectralNormalization(layers.Conv2DTranspose(6, 3), name="b"),
+        layers.Flatten(),
+        shape=(7, 7, 2),
+    )
+    result = halved(model)
+    for name, size in (("a", 4), ("b", 4)):
+        before, after = (numbers(m.get_layer(name).vector_u) for m in (model, result.model))
+        assert after.shape == (1, size) and np.isin(after, before).all()
+    assert np.isfinite(result.model(arrays_for(model)[0], training=True)).all()
 
 
 def test_a_shared_layer():
