@@ -21,7 +21,7 @@ from tfprune.channels.ops.movement import (
     Permute,
     Reshape,
     Stack,
-    natural,
+    is_natural,
     reshape_blocks,
     taken_from,
 )
@@ -57,7 +57,7 @@ __all__ = [
     "Stack",
     "Together",
     "Violation",
-    "natural",
+    "is_natural",
     "reshape_blocks",
     "taken_from",
 ]

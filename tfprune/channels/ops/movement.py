@@ -163,7 +163,7 @@ class Gather(Rearrange):
         along = new.positions(value, (self.axis,))
         taken = taken_from(along, self._indices)
         staying = np.flatnonzero(taken >= 0)
-        if not self.rewritable and not np.array_equal(taken[staying], natural(self.select, len(along))):
+        if not self.rewritable and not is_natural(self.select, len(along), taken[staying]):
             raise Violation(new.labels[value], f"{self.layer} cannot be written with what would be left")
         moved = np.take(new.kept[value], taken[staying], axis=self.axis)
         coordinates = list(np.unravel_index(moved, new.labels[value].shape))
@@ -183,13 +183,12 @@ def taken_from(left: Indices, indices: Indices) -> Indices:
     return where[indices]
 
 
-def natural(select: Callable[[int], Indices], size: int) -> Indices | None:
-    """What `select` takes from another size; None where that cannot be said."""
+def is_natural(select: Callable[[int], Indices], size: int, indices: Indices) -> bool:
+    """Whether `indices` are what `select` takes from an axis of this size."""
     try:
-        indices = np.asarray(select(size), np.intp)
+        return np.array_equal(select(size), indices)
     except (ValueError, IndexError):
-        return None
-    return indices if not indices.size or (indices.min() >= 0 and indices.max() < size) else None
+        return False
 
 
 @dataclass(eq=False)

@@ -183,7 +183,7 @@ def patches(operation, lower: Lowering):
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[return-value]
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 @register_operation("Unfold")

@@ -124,8 +124,7 @@ def folded(operation, lower: Lowering):
 
 @register_operation(*_WHOLE)
 def whole(operation, lower: Lowering):
-    quantiles = lower.arguments().get("q")
-    if len(lower.inputs) > 1 or np.ndim(quantiles) > 0:
+    if len(lower.inputs) > 1 or np.ndim(lower.arguments().get("q", 0)) > 0:
         return Refused("it has several quantiles, or computed ones")
     return _reduced(lower, lower.inputs[0], operation.axis, bool(operation.keepdims), None)
 

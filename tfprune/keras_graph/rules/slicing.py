@@ -12,12 +12,23 @@ import numpy as np
 from keras import layers
 
 from tfprune.channels.labels import Indices
-from tfprune.channels.ops import Narrowing, natural, taken_from
+from tfprune.channels.ops import Narrowing, is_natural, taken_from
 from tfprune.keras_graph.lowering import Lowering, Refused, register_operation, register_rule
 from tfprune.keras_graph.rules.axes import own_axes, own_axis
 from tfprune.keras_graph.rules.reshaping import target
 
 Select = Callable[[int], Indices]
+_BACKWARD = slice(None, None, -1)
+
+
+def _at(size: int, key: Any) -> Indices:
+    """The indices that a key takes from an axis of this size."""
+    return np.arange(size)[key]
+
+
+def _after(function: Callable[..., Indices], size: int, **settings: Any) -> Indices:
+    """The indices that a numpy function makes of those of an axis."""
+    return function(np.arange(size), **settings)
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Part:
         if left is None:
             return False
         size = len(new.positions(self.source, (self.axis,)))
-        return not np.array_equal(left, natural(self.select, size))
+        return not is_natural(self.select, size, left)
 
 
 def _taken(lower: Lowering, value: int, parts: Sequence[Part]) -> tuple[int, list[Part]]:
@@ -157,9 +168,9 @@ def get_item(operation, lower: Lowering):
         if axis == 0:
             return Refused("it takes a part of the batch")
         if isinstance(entry, slice):
-            parts.append(Part(axis - 1, lambda size, entry=entry: np.arange(size)[entry], entry))
+            parts.append(Part(axis - 1, functools.partial(_at, key=entry), entry))
         elif isinstance(entry, int | np.integer):
-            parts.append(Part(axis - 1, lambda size, entry=entry: np.arange(size)[[entry]], int(entry)))
+            parts.append(Part(axis - 1, functools.partial(_at, key=[entry]), int(entry)))
         else:
             return Refused(f"an index in it is a {type(entry).__name__}")
     return _one(lower, parts, layout)
@@ -180,7 +191,7 @@ def slice_of(operation, lower: Lowering):
         if start == 0 and size in (-1, old):
             continue
         stop = None if size == -1 else start + size
-        parts.append(Part(axis, lambda n, a=start, b=stop: np.arange(n)[a:b], slice(start, stop)))
+        parts.append(Part(axis, functools.partial(_at, key=slice(start, stop)), slice(start, stop)))
     y = _one(lower, parts)
     write = lower.rewriter
     assert write is not None
@@ -207,10 +218,10 @@ def take(operation, lower: Lowering):
         return Refused("it takes along the batch axis")
     array = np.asarray(keras.ops.convert_to_numpy(indices)).astype(np.intp)
     if array.ndim == 0:
-        return _one(lower, [Part(axis, lambda size: np.arange(size)[[int(array)]], int(array))])
+        return _one(lower, [Part(axis, functools.partial(_at, key=[int(array)]), int(array))])
     if array.ndim == 1:
-        return _one(lower, [Part(axis, lambda size: np.arange(size)[array])])
-    y = lower.gather(lower.inputs[0], axis, lambda size: np.arange(size)[array.ravel()], array.size)
+        return _one(lower, [Part(axis, functools.partial(_at, key=array))])
+    y = lower.gather(lower.inputs[0], axis, functools.partial(_at, key=array.ravel()), array.size)
     return lower.reshape(y, lower.output_shape)
 
 
@@ -257,7 +268,7 @@ def split(operation, lower: Lowering):
     sections = operation.indices_or_sections
     if kind == "ArraySplit":
         return _split(lower, axis, lambda size, number: np.array_split(np.arange(size), sections)[number])
-    return _split(lower, axis, lambda size, number: _sections(size, sections, number))
+    return _split(lower, axis, functools.partial(_sections, sections=sections))
 
 
 @register_operation("Unstack")
@@ -278,7 +289,7 @@ def flip(operation, lower: Lowering):
     axes = own_axes(1 if kind == "Fliplr" else operation.axis, _rank(lower))
     if isinstance(axes, Refused):
         return axes
-    return _one(lower, [Part(axis, lambda size: np.arange(size)[::-1], slice(None, None, -1)) for axis in axes])
+    return _one(lower, [Part(axis, functools.partial(_at, key=_BACKWARD), _BACKWARD) for axis in axes])
 
 
 def _rank(lower: Lowering) -> int:
@@ -293,7 +304,7 @@ def roll(operation, lower: Lowering):
     shifts = np.broadcast_to(operation.shift, len(axes)).tolist()
     return _one(
         lower,
-        [Part(axis, lambda size, by=by: np.roll(np.arange(size), by)) for axis, by in zip(axes, shifts, strict=True)],
+        [Part(axis, functools.partial(_after, np.roll, shift=by)) for axis, by in zip(axes, shifts, strict=True)],
     )
 
 
@@ -303,14 +314,14 @@ def repeat(operation, lower: Lowering):
     if axis is None:
         return Refused("it repeats along the batch axis")
     repeats = np.asarray(operation.repeats).ravel()
-    return _one(lower, [Part(axis, lambda size: np.repeat(np.arange(size), repeats))])
+    return _one(lower, [Part(axis, functools.partial(_after, np.repeat, repeats=repeats))])
 
 
 def _tiled(lower: Lowering, value: int, repeats: Sequence[int]) -> int:
     """Repeat a value along its axes."""
     for axis, times in enumerate(repeats):
         if times != 1:
-            value = lower.gather(value, axis, lambda size, times=times: np.tile(np.arange(size), times))
+            value = lower.gather(value, axis, functools.partial(_after, np.tile, reps=times))
     return value
 
 
@@ -331,9 +342,10 @@ def broadcast_to(operation, lower: Lowering):
     if len(result) != len(shape) or lower.node.outputs[0].shape[0] != batch:
         return Refused("it adds axes, or repeats the batch")
     repeats = [1 if old == size else size for old, size in zip(shape, result, strict=True)]
-    if None in repeats:
+    known = [times for times in repeats if times is not None]
+    if len(known) < len(repeats):
         return Refused("it repeats to an unknown size")
-    y = _tiled(lower, lower.inputs[0], repeats)
+    y = _tiled(lower, lower.inputs[0], known)
     lower.settings(lambda new: {"shape": (batch, *new.shape(y))})
     return y
 
@@ -355,7 +367,7 @@ def rot90(operation, lower: Lowering):
     order[first], order[second] = second, first
 
     def reverse(value: int, axis: int) -> int:
-        return lower.gather(value, axis, lambda size: np.arange(size)[::-1])
+        return lower.gather(value, axis, functools.partial(_at, key=_BACKWARD))
 
     if turns == 2:
         return reverse(reverse(x, first), second)
@@ -405,7 +417,7 @@ def _mirrored(operation: Any, lower: Lowering, widths: Sequence[tuple[int, ...]]
     return _one(
         lower,
         [
-            Part(axis, lambda size, pair=pair: np.pad(np.arange(size), pair, mode=operation.mode))
+            Part(axis, functools.partial(_after, np.pad, pad_width=pair, mode=operation.mode))
             for axis, pair in enumerate(widths)
             if any(pair)
         ],
@@ -418,6 +430,6 @@ def glu(operation, lower: Lowering):
     if axis is None:
         return Refused("it splits the batch")
     x = lower.inputs[0]
-    halves = [lower.gather(x, axis, lambda size, n=n: _sections(size, 2, n)) for n in (0, 1)]
+    halves = [lower.gather(x, axis, functools.partial(_sections, sections=2, number=n)) for n in (0, 1)]
     gate = lower.map(halves[1], lambda constant: 1 / (1 + np.exp(-constant)))
     return lower.combine((halves[0], gate), "multiply", np.multiply, lower.output_shape)
