@@ -283,7 +283,7 @@ class Contract(Op):
         source = new.positions(value, self.read_axes)
         reads, writes = self.roles
         if not self.write:
-            if not source.size:
+            if new.empty(value):
                 raise Violation(new.labels[value].ravel()[:1], f"{self.layer} would have nothing left to read")
             new.fix(self.kernel, reads, source, new.labels[value])
             new.kept[self.output] = np.zeros(new.labels[self.output].shape, np.intp)
@@ -292,7 +292,7 @@ class Contract(Op):
         target = np.flatnonzero(new.keep[slot.labels.ravel()])
         if self.groups > 1:
             self._narrow_groups(new, source.ravel(), target)
-        elif source.size == 0 and target.size:
+        elif new.empty(value) and target.size:
             # One channel that it may read, so that it can write its constants.
             raise Violation(new.labels[value].ravel()[:1], f"{self.layer} would have nothing left to read")
         target = self._rectangle(target, slot.labels)
@@ -401,7 +401,7 @@ def reached(table: NDArray, chosen: Bools) -> Bools:
     [[True, False]]
     """
     if chosen.all():
-        return table.any(axis=1)
+        return np.asarray(table.any(axis=1))
     result = np.zeros((table.shape[0], table.shape[2]), bool)
     step = max(1, _LARGE // max(1, table.shape[0] * table.shape[2]))
     for start in range(0, table.shape[1], step):

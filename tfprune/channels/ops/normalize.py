@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,10 +104,10 @@ class Normalize(Op):
         result = np.where(zero | (scale == 0), shift, np.nan)
         facts.constant[self.output] = uniform(np.where(np.isfinite(result), result, np.nan), shape)
 
-    def _back(self, sets: NDArray, shape: tuple[int, ...]) -> NDArray:
+    def _back(self, sets: Any, shape: tuple[int, ...]) -> NDArray:
         """One entry a set, as an array of the value's labels."""
         numbers = self._sets_of(np.arange(math.prod(shape)).reshape(shape))
-        result = np.zeros(math.prod(shape), sets.dtype)
+        result = np.zeros(math.prod(shape), bool)
         result[numbers.ravel()] = np.repeat(sets, numbers.shape[1])
         return result.reshape(shape)
 
