@@ -377,6 +377,21 @@ def test_normalization_follows_what_it_normalizes():
     assert width(stripped, "stem") == 6
 
 
+@pytest.mark.parametrize("mode", ["int", "multi_hot"])
+def test_an_adapted_vocabulary_goes_along(mode):
+    lookup = layers.IntegerLookup(output_mode=mode)
+    lookup.adapt(np.array([1, 5, 7, 9, 5, 5]))
+    image, numbers_given = keras.Input((6, 6, 3)), keras.Input((4,), dtype="int64")
+    x = layers.GlobalMaxPooling2D()(layers.Conv2D(8, 1, name="stem")(image))
+    x = layers.Concatenate()([x, ops.cast(lookup(numbers_given), x.dtype)])
+    model = shaken(keras.Model([image, numbers_given], layers.Dense(2)(x)))
+    plan = tfprune.select(model, "l1", ratio=0.5, round_to=1)
+    stripped = tfprune.strip(model, plan, verify=False).model
+    tfprune.soft_prune(model, plan)
+    arrays = [arrays_for(model)[0], np.array([[1, 5, 7, 9], [2, 3, 9, 1]])]
+    np.testing.assert_allclose(outputs(stripped, arrays), outputs(model, arrays), rtol=1e-12)
+
+
 def test_random_slices_are_what_numpy_takes():
     """One slice after another, with random channels gone: the head reads what numpy would have left."""
     generator = np.random.default_rng(0)

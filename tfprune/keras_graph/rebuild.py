@@ -417,6 +417,9 @@ def configuration(layer: keras.layers.Layer) -> dict[str, Any]:
         is_function = isinstance(value, dict) and (value.get("class_name") == "function" or "value" in value)
         if is_function and callable(getattr(layer, name, None)):
             config[name] = getattr(layer, name)
+    if config.get("vocabulary", "") is None and config.get("output_mode") != "tf_idf":
+        # A vocabulary that was adapted to data is no setting, and no weight.
+        config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False) or None
     return config
 
 
@@ -559,15 +562,27 @@ def _give(layer: Any, arrays: dict[str, NDArray], old: Any) -> Callable[[], None
         if array is None:
             return original(*args, **kwargs)
         given.add(kwargs["name"])
-        return original(*args, **{**kwargs, "initializer": lambda shape, dtype=None, **_: handed_over(array)})
+
+        def initializer(shape, dtype=None, **_):
+            # Keras would take an array of another shape.
+            if tuple(shape) != array.shape:
+                raise TfpruneError(
+                    f"{old.name}/{kwargs['name']} is made with shape {tuple(shape)} in the smaller model, and "
+                    f"{array.shape} is left of it: the rule for {type(old).__name__} does not set a width that follows"
+                )
+            return handed_over(array)
+
+        return original(*args, **{**kwargs, "initializer": initializer})
 
     layer.__dict__["add_weight"] = add_weight
 
     def finish() -> None:
         layer.__dict__.pop("add_weight", None)
-        for variable in layer.weights:
-            if variable.name not in given:
-                variable.assign(arrays[variable.name])
+        missing = [variable for variable in layer.weights if variable.name not in given]
+        # Weights without names are numbered as they are made: another number each time.
+        numbered = iter([array for name, array in arrays.items() if name not in {v.name for v in layer.weights}])
+        for variable in missing:
+            variable.assign(arrays[variable.name] if variable.name in arrays else next(numbered))
         arrays.clear()
 
     return finish
