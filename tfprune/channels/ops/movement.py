@@ -326,6 +326,16 @@ class Reshape(Rearrange):
         self._full = shapes[self.output]
         self._moved = self._varying(labels.of[self.inputs[0]])
         super().label(labels, shapes)
+        self._keep_even(labels, labels.of[self.output])
+
+    def _keep_even(self, labels: Labels, array: Indices) -> None:
+        """Have selection take as many of each group, where one axis becomes groups and channels in them."""
+        for _, outputs in self._moved:
+            wide = [axis for axis in outputs if array.shape[axis] > 1]
+            groups = math.prod(array.shape[axis] for axis in wide[:-1])
+            if len(wide) > 1 and array.shape[wide[-1]] >= groups:
+                first = tuple(slice(0, 1) if axis in wide[:-1] else slice(None) for axis in range(array.ndim))
+                labels.lockstep(array, array[first])
 
     def prepared(self, arrays: list[NDArray], shapes: list[Shape]) -> list[NDArray]:
         axes = tuple(axis for inputs, _ in self._moved for axis in inputs)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers
+from keras.src.applications.convnext import LayerScale  # has no public name
 from numpy.typing import NDArray
 
 from tfprune.keras_graph.lowering import Lowering, register_rule
@@ -86,6 +87,18 @@ def rms_normalization(layer, lower: Lowering) -> int:
 @register_rule(layers.UnitNormalization)
 def unit_normalization(layer, lower: Lowering) -> int:
     return lower.normalize(lower.inputs[0], _axes(layer, lower), centred=False)
+
+
+def _scale_alone(gamma: NDArray) -> tuple[NDArray, NDArray]:
+    return gamma, np.zeros(1)
+
+
+@register_rule(LayerScale)
+def layer_scale(layer, lower: Lowering) -> int:
+    x = lower.inputs[0]
+    last = len(lower.shape(x)) - 1
+    lower.settings(lambda new: {"projection_dim": new.shape(x)[last]})
+    return lower.affine(x, axis=last, parameters=[(layer.gamma, "scale")], coefficients=_scale_alone)
 
 
 @register_rule(layers.Rescaling)
