@@ -1,0 +1,50 @@
+"""What the documents say to type works, and the layer that they describe is pruned exactly."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import keras
+import pytest
+from keras import layers
+from models import difference, floats, parameters, shaken
+
+import tfprune
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def own_layers() -> dict:
+    """What is left in scope by the page's code."""
+    scope: dict = {}
+    for block in blocks("your_own_layers.md"):
+        exec(compile(block, "your_own_layers.md", "exec"), scope)
+    return scope
+
+
+def test_a_rule_of_ones_own(own_layers):
+    with floats("float64"):
+        inputs = keras.Input((6, 5))
+        x = own_layers["GatedDense"](8, name="first")(inputs)
+        x = own_layers["GatedDense"](12, name="second")(layers.Activation("sigmoid")(x))
+        model = shaken(keras.Model(inputs, layers.Dense(3)(x)))
+        assert not tfprune.trace(model).opaque
+        plan = tfprune.select(model, "l2", ratio=0.5, round_to=1)
+        direct = tfprune.strip(model, plan, verify=False)
+        tfprune.soft_prune(model, plan)
+        result = tfprune.strip(model, verify=False)
+        for stripped in (direct.model, result.model):
+            assert difference(model, stripped) <= 1e-12
+            assert parameters(stripped) < parameters(model)
+            assert (stripped.get_layer("first").units, stripped.get_layer("second").units) == (4, 6)
+
+
+def test_the_rule_is_about_ten_lines():
+    rule = blocks("your_own_layers.md")[0].partition("@tfprune.register_rule")[2]
+    assert len(rule.strip().splitlines()) <= 12
