@@ -178,14 +178,16 @@ def depth(blocks: int) -> dict[str, Any]:
     }
 
 
-def width(model: keras.Model) -> dict[str, float]:
+def width(build: Callable[[int], keras.Model], channels: int) -> dict[str, Any]:
     """The columns of one number of channels."""
+    with deep_recursion():
+        model = build(channels)
     tfprune.trace(model)
     graph_seconds, graph = timed(lambda: tfprune.trace(model))
     groups, _ = timed(lambda: graph.groups)
     select, plan = timed(lambda: tfprune.select(graph, "l2", ratio=0.5, round_to=1))
-    chosen, channels = timed(lambda: plan.channels)
-    names = {name: list(indices) for name, indices in channels.items()}
+    chosen, found = timed(lambda: plan.channels)
+    names = {name: list(indices) for name, indices in found.items()}
     again, other = timed(lambda: type(plan).from_groups(graph, names))
     assert (other.gone == plan.gone).all()
     zeros, _ = timed(lambda: plan.zeros_of)
@@ -235,8 +237,8 @@ def _shortened(error: str, lines: int = 12) -> str:
 
 _MEASURES: dict[str, Callable[[int], dict[str, Any]]] = {
     "deep": depth,
-    "chain": lambda number: width(chain_model(number)),
-    "wide": lambda number: width(wide_model(number)),
+    "chain": lambda number: width(chain_model, number),
+    "wide": lambda number: width(wide_model, number),
 }
 
 if __name__ == "__main__":
