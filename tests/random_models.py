@@ -351,6 +351,8 @@ class Builder:
 
     def _zero(self, array: np.ndarray, variable: Any, kind: str) -> None:
         vector = array.ndim < 2
+        if array.ndim == 0:
+            return
         if kind == "whole" or (kind == "kernel" and not vector):
             array[...] = 0
         elif kind == "filters and bias" or (kind == "filters" and not vector):

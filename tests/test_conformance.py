@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from keras.src.applications.convnext import LayerScale  # has no public name
 from models import assert_same, difference, floats, parameters, shaken
 
 import tfprune
@@ -33,6 +34,7 @@ ROWS = {
     "RMSNormalization": (2, lambda x: layers.RMSNormalization()(x)),
     "UnitNormalization": (2, lambda x: layers.UnitNormalization()(x)),
     "Normalization": (2, lambda x: layers.Normalization(mean=np.arange(8) / 8, variance=np.arange(1, 9) / 4)(x)),
+    "LayerScale": (2, lambda x: LayerScale(0.5, 8)(x)),
     "Rescaling": (2, lambda x: layers.Rescaling((np.arange(1, 9) / 4).tolist(), offset=0.1)(x)),
     "Activation": (2, lambda x: layers.Activation("hard_sigmoid")(x)),
     "ReLU": (2, lambda x: layers.ReLU(max_value=1.0, negative_slope=0.1, threshold=0.1)(x)),
@@ -345,7 +347,7 @@ def checked(row, name: str, *, protects: bool = False, batch: int | None = None)
 @pytest.mark.parametrize("floatx", ["float32", "float64"])
 @pytest.mark.parametrize("name", ROWS)
 def test_layer(name, floatx):
-    if not hasattr(layers, name):
+    if not hasattr(layers, name) and name != "LayerScale":
         pytest.skip("this Keras has none")
     if floatx == "float64" and name in FLOAT32_ONLY:
         pytest.skip("TensorFlow has no such kernel")

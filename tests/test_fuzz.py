@@ -184,3 +184,26 @@ def test_a_reason_that_begins_at_an_array():
     zero_filters(model.get_layer("a"), [0, 1])
     result = tfprune.strip(model)
     assert [(refusal.layer, refusal.channels) for refusal in result.refusals] == [("a", (0, 1))]
+
+
+def test_a_product_that_goes_takes_the_mask_with_it():
+    """An operation drops masks: what stands in its place must not let the mask of the other side through."""
+    inputs = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(5, 8, mask_zero=True)(inputs)
+    gate = layers.Dense(8, name="gate")(x)
+    x = layers.Dense(8)(x) * ops.sigmoid(gate)
+    model = shaken(keras.Model(inputs, layers.Dense(3)(layers.MultiHeadAttention(2, 4, dropout=0.1)(x, x))))
+    zero_layer(model.get_layer("gate"))
+    result = tfprune.strip(model, verify=False)
+    assert "gate" in result.removed_layers
+    assert_same(model, result.model)
+
+
+def test_a_sum_that_carries_a_mask_stays():
+    """With one side gone, another mask would reach the layer behind it."""
+    inputs, others = (keras.Input((6,), dtype="int32") for _ in range(2))
+    x, y = (layers.Embedding(5, 8, mask_zero=True, name=name)(ids) for name, ids in (("x", inputs), ("y", others)))
+    x = layers.Add()([layers.Dense(8)(x), layers.Dense(8, name="zero")(y)])
+    model = shaken(keras.Model([inputs, others], layers.Dense(3)(layers.LSTM(4)(x))))
+    zero_layer(model.get_layer("zero"))
+    assert_same(model, tfprune.strip(model, verify=False).model)

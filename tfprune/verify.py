@@ -28,7 +28,8 @@ class Verification:
     Attributes:
         difference: the largest absolute difference over all samples, of the output that agrees least.
         largest: the largest absolute number in that output of the reference model.
-        spread: the standard deviation of that output; near 0, agreement says little.
+        spread: the largest standard deviation of any number in that output from one sample to the next; near 0,
+            agreement says little, and the text says so.
         tolerance: the largest `relative` that counts as equal, a fraction of the largest output.
         samples: how many random inputs were compared.
     """
@@ -60,7 +61,10 @@ class Verification:
 
     def __str__(self) -> str:
         verdict = "equal" if self.equal else "DIFFERENT"
-        return f"{verdict}: {self.relative:.2g} of the largest output (tolerance {self.tolerance:g})"
+        text = f"{verdict}: {self.relative:.2g} of the largest output (tolerance {self.tolerance:g})"
+        if self.samples > 1 and self.spread <= 10 * self.tolerance * self.largest:
+            text += f"; the outputs hardly vary with the inputs (by {self.spread:.2g}), so that this says little"
+        return text
 
 
 def compare(
@@ -88,7 +92,9 @@ def compare(
     found = []
     for (a, _), difference in zip(pairs, differences, strict=True):
         finite = a[np.isfinite(a)]
-        largest, spread = float(np.max(np.abs(finite), initial=0.0)), float(np.std(finite)) if finite.size else 0.0
+        largest = float(np.max(np.abs(finite), initial=0.0))
+        # A network that is all but constant agrees with anything: what counts is how it varies with its input.
+        spread = float(np.max(np.std(np.where(np.isfinite(a), a, 0.0), axis=0), initial=0.0)) if a.ndim else 0.0
         found.append(Verification(float(np.max(difference, initial=0.0)), largest, spread, tolerance, samples))
     # The worst output speaks for all, each against its own scale; a NaN is worse than any number.
     return max(found, key=lambda one: (np.isnan(one.relative), one.relative))

@@ -33,6 +33,7 @@ class Call:
         rewrite: how the call is written where it cannot stay as it is: from the smaller model's positions, the
             operation and its new tensors to the result; None there says that it can stay.
         factors: weight -> by how much it is multiplied in the smaller model.
+        masked: whether its output may carry a mask of positions, which would change if one of its inputs went.
     """
 
     layer: str
@@ -45,6 +46,7 @@ class Call:
     arrays: dict[int, int] = field(default_factory=dict)
     rewrite: Callable[..., Any] | None = None
     factors: dict[Weight, Callable[[Narrowing], float]] = field(default_factory=dict)
+    masked: bool = False
 
 
 @dataclass(frozen=True)

@@ -156,17 +156,23 @@ class PruningPlan:
             PlanError: a group does not exist or has no such channels.
         """
         gone = np.zeros(graph.channels, bool)
+        named = {group.name: group for group in graph.groups}
+        units = []
         for name, indices in groups.items():
-            try:
-                group = graph.group(name)
-            except KeyError as error:
-                raise PlanError(f"{graph.name} has no channel group {name!r}") from error
+            group = named.get(name)
+            if group is None:
+                try:
+                    group = graph.group(name)
+                except KeyError as error:
+                    raise PlanError(f"{graph.name} has no channel group {name!r}") from error
             wrong = [index for index in indices if not 0 <= index < group.width]
             if wrong:
                 raise PlanError(f"channel group {name!r} has channels 0 to {group.width - 1}; the plan names {wrong}")
             if indices and not group.prunable:
                 raise PlanError(f"channel group {name!r} stays: {group.reason}")
-            gone |= graph.channels_of(group.units[np.asarray(indices, np.intp)])
+            units.append(group.units[np.asarray(indices, np.intp)])
+        if units:
+            gone = graph.channels_of(np.concatenate(units))
         return cls(graph, gone, tuple(layers), request=request)
 
     @classmethod

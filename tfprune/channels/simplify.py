@@ -62,6 +62,8 @@ def simplify(graph: ChannelGraph, facts: Facts) -> Simplified:
         # A nested model that is called twice must be the same in both calls.
         if len(call.ops) != 1 or not isinstance(call.ops[0], Combine) or calls_of[id(call.origin)] > 1:
             continue
+        if call.masked:
+            continue
         op = call.ops[0]
         # An array written into the model costs nothing, and no branch goes with it.
         if not facts.read[op.output].any() or not arrays.isdisjoint(op.inputs):

@@ -105,6 +105,11 @@ class Refused(str):
     """Why a rule cannot follow a call; the call is then opaque."""
 
 
+def has_mask(tensor: Any) -> bool:
+    """Whether a tensor carries a Keras mask."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
 class Lowering:
     """One call on its way to channel ops.
 

@@ -7,7 +7,9 @@ running its initialisers.
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ from tfprune.channels.weights import Weight
 from tfprune.errors import TfpruneError, TraceError
 from tfprune.keras_graph.arrays import handed_over
 from tfprune.keras_graph.expand import Body, alike, body_of, distinct, equal_settings, expand, ordered
-from tfprune.keras_graph.lowering import again
+from tfprune.keras_graph.lowering import again, has_mask
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def rebuild(
         a new functional (or Sequential) model with the same names, inputs and outputs; the traced model is not touched.
     """
     builder = _Rebuilder(graph, facts, new, replacements or {})
-    with _recursion(len(graph.calls)), _policy(graph.model.dtype_policy):
+    with _recursion(len(graph.calls)), _uncollected(), _policy(graph.model.dtype_policy):
         model = builder.model(graph.model, graph.body, None)
     return Rebuilt(model, builder.origins(), builder.narrowed)
 
@@ -155,7 +157,8 @@ class _Rebuilder:
                 result = self._call(node, lambda operation: operation(*args, **kwargs))
         for old, new in zip(node.outputs, keras.tree.flatten(result), strict=True):
             if new is not None:
-                tensors[id(old)] = new
+                # An operation drops masks; what stands in its place must, too.
+                tensors[id(old)] = keras.ops.copy(new) if has_mask(new) and not has_mask(old) else new
 
     def _rewritten(self, node: Any, call: Call | None, tensors: list[Any]) -> Any:
         """What a call is written as where it cannot stay as it is; None where it can."""
@@ -321,7 +324,8 @@ class _Rebuilder:
         self.pairs.append((layer, result))
         if not names:
             return result, lambda: None
-        if max(Counter(names).values()) > 1:
+        # Weights without names are numbered as they are made: another number each time.
+        if max(Counter(names).values()) > 1 or any(re.fullmatch(r"variable(_\d+)?", name) for name in names):
             finish: Callable[[], None] = lambda: result.set_weights(arrays)  # noqa: E731
         else:
             finish = _give(result, named, layer)
@@ -524,6 +528,18 @@ def _recursion(calls: int) -> Iterator[None]:
         sys.setrecursionlimit(before)
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Building layers makes many objects that stay: looking through them again and again takes longer each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _distinguish(inputs: list[Any], outputs: list[Any]) -> None:
     """Give operations that a call was written anew with names that no other has."""
     taken = {layer.name: layer for layer in (tensor._keras_history.operation for tensor in inputs)}
@@ -578,11 +594,9 @@ def _give(layer: Any, arrays: dict[str, NDArray], old: Any) -> Callable[[], None
 
     def finish() -> None:
         layer.__dict__.pop("add_weight", None)
-        missing = [variable for variable in layer.weights if variable.name not in given]
-        # Weights without names are numbered as they are made: another number each time.
-        numbered = iter([array for name, array in arrays.items() if name not in {v.name for v in layer.weights}])
-        for variable in missing:
-            variable.assign(arrays[variable.name] if variable.name in arrays else next(numbered))
+        for variable in layer.weights:
+            if variable.name not in given:
+                variable.assign(arrays[variable.name])
         arrays.clear()
 
     return finish

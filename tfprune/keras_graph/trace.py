@@ -15,7 +15,7 @@ from tfprune.channels.ops import Source
 from tfprune.channels.weights import Weight
 from tfprune.keras_graph.arrays import numbers
 from tfprune.keras_graph.expand import Body, body_of, expand, whole
-from tfprune.keras_graph.lowering import Lowering, Refused, find_rule
+from tfprune.keras_graph.lowering import Lowering, Refused, find_rule, has_mask
 
 
 def trace(model: keras.Model, inputs: Any = None) -> ChannelGraph:
@@ -95,7 +95,7 @@ class _Tracer:
             name = path + body.names[id(operation)]
             inner = self.inside(node)
             if isinstance(inner, Body):
-                before, self._masked = self._masked, self._masked or has_masks(node)
+                before, self._masked = self._masked, self._masked or any(map(has_mask, node.input_tensors))
                 result = tuple(self.follow(inner, given, name + "/"))
                 self._masked = before
                 self.boundaries.append(Boundary(name, tuple(given), result, node, inner))
@@ -123,7 +123,7 @@ class _Tracer:
         operation = node.operation
         shapes = [tuple(tensor.shape[1:]) for tensor in node.outputs]
         lowering = Lowering(name, inputs, shapes, self.shapes, self.new_value, self.weight, node)
-        lowering.masked = self._masked or has_masks(node)
+        lowering.masked = self._masked or any(map(has_mask, node.input_tensors))
         rule = find_rule(operation)
         self._paths.update(_paths(operation))
         if rule is None:
@@ -149,6 +149,8 @@ class _Tracer:
                 lowering.arrays,
                 lowering.rewriter,
                 lowering.factors,
+                # Inside of a model that is called with masks they are found when it runs.
+                self._masked or any(has_mask(tensor) for tensor in node.outputs),
             )
         )
         return outputs
@@ -172,11 +174,6 @@ def _paths(layer: Any) -> dict[int, str]:
     own = (*getattr(layer, "_trainable_variables", ()), *getattr(layer, "_non_trainable_variables", ()))
     found.update((id(variable), variable.name) for variable in own if id(variable) not in found)
     return found
-
-
-def has_masks(node: Any) -> bool:
-    """Whether any tensor of a call carries a Keras mask."""
-    return any(getattr(tensor, "_keras_mask", None) is not None for tensor in node.input_tensors)
 
 
 def unknown(operation: Any, refused: Refused | None) -> str:
