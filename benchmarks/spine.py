@@ -147,7 +147,11 @@ def off(ours: float, peer: float | None) -> str:
 
 
 def peer_beside(models: list[str]) -> None:
-    """Torch-Pruning on torchvision's models, here and now, if they are installed."""
+    """Torch-Pruning on torchvision's models, here and now, if they are installed; each in turn with ours.
+
+    Its seconds: the graph, and a step of its L2 pruner at ratio 0.5, which slices weights as it goes. Ours: trace,
+    select, and what strip plans (facts, what may go, where what stays is); weights are sliced in the rebuild.
+    """
     try:
         import torch
         import torch_pruning as tp
@@ -155,15 +159,35 @@ def peer_beside(models: list[str]) -> None:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
         print(f"torch, torchvision and torch_pruning cannot all be imported, so the peer was not run here: {error}")
         return
+
+    def peers(kind: str, example: Any) -> float:
+        net = getattr(torchvision.models, kind)(weights=None).eval()
+        ignored = [module for module in net.modules() if isinstance(module, torch.nn.Linear)][-1:]
+
+        def prune() -> None:
+            importance = tp.importance.GroupMagnitudeImportance(p=2)
+            tp.pruner.BasePruner(net, example, importance, pruning_ratio=0.5, ignored_layers=ignored).step()
+
+        return timed(prune)[0]
+
+    def own(model: keras.Model) -> float:
+        def chosen() -> Any:
+            graph = tfprune.trace(model)
+            return tfprune.select(graph, "l2", ratio=0.5, round_to=1)
+
+        seconds, plan = timed(chosen)
+        return seconds + tfprune.strip(model, plan, verify=False).seconds["plan"]
+
     rows = []
     for name in models:
         kind = PEER[name][0]
-        net = getattr(torchvision.models, kind)(weights=None).eval()
         size = 299 if kind == "inception_v3" else 224
-        example = torch.randn(1, 3, size, size)
-        seconds = median(5, lambda: tp.DependencyGraph().build_dependency(net, example))  # noqa: B023
-        rows.append((name, kind, round(seconds, 3)))
-    print(table("Torch-Pruning here", ("model", "there", "build graph s"), rows))
+        example, model = torch.randn(1, 3, size, size), application(name)
+        pairs = [(own(model), peers(kind, example)) for _ in range(5)]
+        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        rows.append((name, kind, round(ours, 3), round(theirs, 3), round(ours / theirs, 2)))
+        progress(f"{name}: beside the peer")
+    print(table("graph and plan, s, in turns", ("model", "there", "tfprune", "Torch-Pruning", "ratio"), rows))
 
 
 if __name__ == "__main__":

@@ -213,6 +213,9 @@ class Contract(Op):
         return constant.transpose(*self.read_axes, *rest).ravel()
 
     def forward(self, facts: Facts) -> None:
+        if not self.write:
+            facts.constant[self.output] = np.full(facts.labels[self.output].shape, np.nan)
+            return
         table = self.table(facts)
         constant = self.constants_read(facts)
         unknown = np.isnan(constant)
