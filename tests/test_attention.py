@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 from models import difference, floats, numbers, parameters, shaken
@@ -293,3 +294,17 @@ def test_attention_as_one_layer_that_goes():
         result = tfprune.strip(model, verify=False)
         assert "mha" in result.removed_layers
         assert difference(model, result.model) <= 1e-12
+
+
+def test_heads_by_callback_and_by_pruning(tmp_path):
+    """The option goes through to the selection."""
+    x, y = np.zeros((4, 5, 6), "float32"), np.zeros((4, 5, 3), "float32")
+    model = self_attention()
+    model.compile("sgd", "mse", jit_compile=False)
+    callback = tfprune.SoftPruning("l1", ratio=0.5, round_to=1, heads=True)
+    model.fit(x, y, verbose=0, callbacks=[callback])
+    assert "mha" in callback.plan.channels and "mha/query" not in callback.plan.channels
+    pruning = tfprune.Pruning(self_attention(), output_dir=tmp_path, criterion="l1", round_to=1, heads=True, log=None)
+    pruning.set_threshold(0.01)
+    filters = pruning.get_pruning_filters()
+    assert filters["mha"] and "mha/query" not in filters

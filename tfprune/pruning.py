@@ -38,7 +38,7 @@ class Pruning:
         input_ckpt_path: the checkpoint to start from: `.keras`, or `.weights.h5` with a model.
         scope_names: layer-name prefixes or patterns; groups that such layers write are pruned. "" is every layer.
         output_dir: where everything is written.
-        criterion, round_to, layers: see `tfprune.select`.
+        criterion, round_to, layers, heads: see `tfprune.select`.
         max_failure_rate: a threshold has converged when at most this fraction of filters came back.
         slots: `"reset"` zeroes the optimizer's slots (momentum and the like) of what is zeroed, so that they do not
             bring filters back; `"keep"` leaves them, as the original did.
@@ -79,6 +79,7 @@ class Pruning:
         criterion: str | Criterion = "redundancy",
         round_to: int = 4,
         layers: bool = False,
+        heads: bool = False,
         max_failure_rate: float = 0.1,
         slots: Literal["keep", "reset"] = "reset",
         log: Callable[[str], None] | None = print,
@@ -92,7 +93,8 @@ class Pruning:
             raise CheckpointError("Pruning needs a model or a checkpoint (input_ckpt_path=)")
         self.model: keras.Model = model
         self.scope_names = [scope_names] if isinstance(scope_names, str) else list(scope_names)
-        self.criterion, self.round_to, self.layers, self.slots = criterion, round_to, layers, slots
+        self.criterion, self.round_to, self.slots = criterion, round_to, slots
+        self.layers, self.heads = layers, heads
         self.monitor = ConvergenceMonitor(max_failure_rate)
         self._log = log or (lambda line: None)
         self.output_dir = output_directory(output_dir)
@@ -172,6 +174,7 @@ class Pruning:
             round_to=self.round_to,
             scopes=self.scope_names,
             layers=self.layers,
+            heads=self.heads,
         )
         self.pruning_filters_dict = {name: list(indices) for name, indices in self.plan.channels.items()}
         path = self.output_dir / "Pruning_Dict" / "pruning_filters.json"

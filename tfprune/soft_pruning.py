@@ -41,7 +41,7 @@ class SoftPruning(keras.callbacks.Callback):
             zeroed once is held at 0 by the optimizer itself (a constraint on the variable), and the plan only grows.
         slots: `"keep"`: the optimizer's slots stay, so that filters can come back. `"reset"`: the slots of what is
             zeroed are zeroed too; with an optimizer without weight decay nothing comes back then.
-        scopes, round_to, layers: see `tfprune.select`.
+        scopes, round_to, layers, heads: see `tfprune.select`.
         max_failure_rate: with `stop_when_converged`, what counts as converged, a fraction in [0, 1].
         stop_when_converged: leave a threshold of the ladder early once it has converged, and stop training after the
             last.
@@ -81,6 +81,7 @@ class SoftPruning(keras.callbacks.Callback):
         scopes: str | Sequence[str] | None = None,
         round_to: int = 4,
         layers: bool = False,
+        heads: bool = False,
         max_failure_rate: float = 0.1,
         stop_when_converged: bool = False,
         csv: str | os.PathLike | None = None,
@@ -107,6 +108,7 @@ class SoftPruning(keras.callbacks.Callback):
             "scopes": scopes,
             "round_to": round_to,
             "layers": layers,
+            "heads": heads,
         }
         self.every, self.begin, self.mode, self.slots = every, begin, mode, slots
         self.stop_when_converged, self.csv, self.tensorboard = stop_when_converged, csv, tensorboard

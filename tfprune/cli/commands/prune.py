@@ -128,6 +128,7 @@ def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output:
         criterion=options.criterion,
         round_to=options.round_to,
         layers=options.layers,
+        heads=options.heads,
         slots=options.slots or "reset",
     )
     pruning.run(train, options.thresholds, options.max_failure_rate, options.max_retries)
@@ -145,6 +146,7 @@ def _to_ratio(model: Any, dataset: Any, options: SimpleNamespace, output: Path) 
         scopes=options.scopes,
         round_to=options.round_to,
         layers=options.layers,
+        heads=options.heads,
         slots=options.slots or "keep",
         max_failure_rate=options.max_failure_rate,
         csv=output / "failure_rates.csv",
@@ -219,6 +221,7 @@ COMMAND = Command(
         ),
         Flag("round_to", "The number of channels pruned in a group is a multiple of this.", "N", 4, "integer", low=1),
         Flag("layers", "Also prune whole convolutions that the model can live without.", kind="boolean", default=False),
+        Flag("heads", "Prune whole attention heads instead of widths inside of them.", kind="boolean", default=False),
         Flag(
             "slots",
             "The optimizer's momentum of what is zeroed: keep it, and channels can come back, or reset it. By default "
