@@ -211,3 +211,16 @@ def test_a_sum_that_carries_a_mask_stays():
     stripped = tfprune.strip(model, verify=False).model
     ids = [np.array([[1, 2, 0, 3, 0, 0]]), np.array([[1, 1, 2, 2, 3, 3]])]
     np.testing.assert_allclose(outputs(stripped, ids)[0], outputs(model, ids)[0], rtol=1e-12)
+
+
+def test_a_kernel_over_positions_that_keras_does_not_count():
+    """Attention on an input of unknown length: the kernel behind it knows how many positions there are."""
+    inputs = keras.Input((None, 3))
+    x = layers.Permute((2, 1))(layers.Dense(1)(inputs))
+    kernel = layers.Dense(4, name="positions")
+    kernel.build((None, 1, 5))
+    model = shaken(keras.Model(inputs, layers.Dense(2)(kernel(x))))
+    zero_filters(model.get_layer("positions"), [1])
+    stripped = tfprune.strip(model, verify=False).model
+    x = [np.random.default_rng(0).normal(size=(2, 5, 3))]
+    np.testing.assert_allclose(outputs(stripped, x)[0], outputs(model, x)[0], rtol=1e-12)

@@ -130,15 +130,19 @@ class Contract(Op):
         )
 
     def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
-        source = along(labels, labels.of[self.inputs[0]], shapes[self.inputs[0]], self.read_axes)
+        value = self.inputs[0]
+        known = dict(zip(self.read_axes, self._read_sizes(), strict=True))
+        # Keras may not know a size that the kernel does.
+        shapes[value] = tuple(known.get(axis, size) for axis, size in enumerate(shapes[value]))
+        source = along(labels, labels.of[value], shapes[value], self.read_axes)
         sizes, rank = self.sizes, len(shapes[self.output])
         reads, writes = self.roles
         if not self.write:
             labels.bind(self.kernel, reads, source, self.split, self.read_slots)
             labels.of[self.output] = labels.protected_value(rank, f"{self.layer} writes no channels")
             return
-        known = labels.slots.get((self.kernel, writes))
-        target = known.labels.reshape(sizes) if known else labels.fresh(math.prod(sizes)).reshape(sizes)
+        bound = labels.slots.get((self.kernel, writes))
+        target = bound.labels.reshape(sizes) if bound else labels.fresh(math.prod(sizes)).reshape(sizes)
         if self.groups > 1:
             source_grouped = source.reshape(self.groups, -1)
             target_grouped = target.reshape(self.groups, -1)
