@@ -96,8 +96,11 @@ class PruningPlan:
 
     def zeroed(self, weight: Weight, array: NDArray) -> NDArray:
         """A copy of a weight with the plan's slices zeroed; the array itself where there are none."""
-        for slot, gone in self.zeros_of.get(weight, ()):
-            array = np.where(slot.mask(~gone), array.reshape(slot.split), 0).astype(array.dtype).reshape(array.shape)
+        slots = self.zeros_of.get(weight, ())
+        if slots:
+            array = array.copy()
+        for slot, gone in slots:
+            np.copyto(array.reshape(slot.split), 0, where=slot.mask(gone))
         return array
 
     @cached_property
