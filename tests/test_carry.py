@@ -65,6 +65,12 @@ def survivors(model, plan, slim):
         yield array, numbers(after)
 
 
+def loss_of(net, x, y) -> float:
+    """Of one step; older versions of Keras go on averaging over the steps before."""
+    net.reset_metrics()
+    return net.train_on_batch(x, y)
+
+
 @pytest.mark.parametrize(
     ("build", "name"),
     [*((residual_net, name) for name in OPTIMIZERS), (inverted_residual_net, "SGD"), (inverted_residual_net, "Adam")],
@@ -76,7 +82,7 @@ def test_steps_of_the_stripped_model_are_steps_of_the_pruned_one(build, name):
     slim, hold = result.model, Zeroing(model, plan)
     assert int(slim.optimizer.iterations) == int(model.optimizer.iterations) > 0
     for _ in range(3):
-        losses = [net.train_on_batch(x, y) for net in (model, slim)]
+        losses = [loss_of(net, x, y) for net in (model, slim)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-9)
         hold.apply()  # what an optimizer moves without a gradient
         for expected, got in survivors(model, plan, slim):
@@ -167,6 +173,8 @@ def test_a_bias_that_constants_make_has_no_slot_yet_and_an_average_from_the_star
 
 
 def test_muon():
+    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13):
+        pytest.skip("Muon looks its state up by a path that TensorFlow's variables do not have")
     model, x, y = trained(residual_net, keras.optimizers.Muon(0.01))
     result = stripped_after(model)[1]
     assert not result.notes
