@@ -170,7 +170,6 @@ def _measured(given: argparse.Namespace) -> dict[str, Any]:
         "difference": max(check.relative, other.relative),
         "rounding": rounding,
         "largest": check.largest,
-        "spread": check.spread / check.largest if check.largest else 0.0,
         "response": float(np.abs(first - second).max() / check.largest) if check.largest else 0.0,
         "finite": bool(np.isfinite(first).all() and np.isfinite(second).all()),
         "dtype": kind,

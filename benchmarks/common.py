@@ -78,7 +78,7 @@ def images(model: keras.Model, seed: int, samples: int = 1) -> list[np.ndarray]:
     """Random images for a model with one input, in the range that it takes: patches, most of them common, and noise."""
     generator = np.random.default_rng(seed)
     tensor = model.inputs[0]
-    height, width, channels = tensor.shape[1:]
+    height, width, channels = (size or 224 for size in tensor.shape[1:])  # MobileNetV3 takes any size
     common = np.random.default_rng(0).standard_normal((1, 4, 4, channels))
     patches = common + 0.4 * generator.standard_normal((samples, 4, 4, channels))
     patches = patches.repeat(-(-height // 4), axis=1).repeat(-(-width // 4), axis=2)[:, :height, :width]

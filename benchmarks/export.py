@@ -4,9 +4,9 @@
     python benchmarks/export.py --formats onnx,pb --models MobileNetV2,VGG16 --size 224
 
 Columns: `difference` is the largest from Keras, as a fraction of the largest output (logits); `spread` the largest
-standard deviation of any output from one input to the next, over it; `seconds` covers writing, loading and comparing; `peak` is the process' largest
-memory, `before` what it held when export began (TensorFlow and the model); `latency` is onnxruntime's median for
-one image on two threads.
+standard deviation of any output from one input to the next, over it; `seconds` covers writing, loading and comparing;
+`peak` is the process' largest memory, `before` what it held when export began (TensorFlow and the model); `latency` is
+onnxruntime's median for one image on two threads.
 """
 
 from __future__ import annotations

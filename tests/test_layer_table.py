@@ -83,10 +83,16 @@ def test_the_words_are_what_the_rules_are_lowered_to(title):
     rows = {**ROWS, **ELSEWHERE} if title == "Layers" else OPERATIONS
     wrong = []
     for name, row in rows.items():
-        if name not in known:  # no public name, or another Keras
-            continue
+        if name not in known or not hasattr(keras.layers if title == "Layers" else keras.ops, name):
+            continue  # no public name, or another Keras
         with floats("float32"):
-            graph = tfprune.trace(built(row))
+            try:
+                model = built(row)
+            except Exception:  # some operations cannot be built in older versions
+                if tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15):
+                    raise
+                continue
+            graph = tfprune.trace(model)
         kind = name if title == "Layers" else class_name(name)
         calls = {id(op) for call in graph.calls if call.kind == kind for op in call.ops}
         calls |= {id(op) for op in graph.ops if any(op.layer == c.layer for c in graph.calls if c.kind == kind)}
