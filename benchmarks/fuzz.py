@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import sys
 import time
 import traceback
@@ -66,13 +67,15 @@ def main() -> int:
         return 0
     start, number, failures = time.perf_counter(), given.seed, 0
     kinds: collections.Counter[str] = collections.Counter()
-    while time.perf_counter() - start < given.seconds and failures < given.most:
-        builder, trouble = case(number, given.steps)
-        if trouble:
-            failures += 1
-            print(f"case {number}: {trouble}\n    " + "; ".join(builder.steps), flush=True)
-        kinds.update(builder.outcome)
-        number += 1
+    # Interrupted, it still says how far it has come.
+    with contextlib.suppress(KeyboardInterrupt):
+        while time.perf_counter() - start < given.seconds and failures < given.most:
+            builder, trouble = case(number, given.steps)
+            if trouble:
+                failures += 1
+                print(f"case {number}: {trouble}\n    " + "; ".join(builder.steps), flush=True)
+            kinds.update(builder.outcome)
+            number += 1
     print(f"{number - given.seed} cases, {failures} failures, in {time.perf_counter() - start:.0f} s; {dict(kinds)}")
     return bool(failures)
 
