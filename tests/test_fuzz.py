@@ -223,3 +223,18 @@ def test_a_kernel_over_positions_that_keras_does_not_count():
     slots = tfprune.trace(model).labels.slots
     (read,) = (slot for slot in slots.values() if slot.weight.key == "positions/kernel" and slot.role == "read")
     assert read.labels.size == 5
+
+
+def test_an_uneven_split_gets_back_as_few_as_it_needs():
+    """All channels came back where one made the groups of a shuffle even."""
+
+    def body(x):
+        x = layers.Reshape((6, 6, 4, 2))(layers.Conv2D(8, 1, name="a")(x))
+        return layers.Conv2D(4, 1)(layers.Reshape((6, 6, 8))(layers.Permute((1, 2, 4, 3))(x)))
+
+    model = model_of(body)
+    zero_filters(model.get_layer("a"), [0, 2, 3, 5, 6])
+    result = tfprune.strip(model, verify=False)
+    assert_same(model, result.model)
+    assert result.model.get_layer("a").filters == 4
+    assert [(refusal.layer, refusal.channels) for refusal in result.refusals] == [("a", (2,))]

@@ -78,9 +78,12 @@ class Rearrange(Op):
         try:
             moved = self.move(ids, new.shapes[self.output])
         except ValueError as error:
-            dead = np.concatenate([new.labels[value].ravel() for value in self.inputs])
-            raise Violation(dead, f"{self.layer} cannot rearrange what would be left") from error
+            raise Violation(self.missed(new, error), f"{self.layer} cannot rearrange what would be left") from error
         new.kept[self.output] = _match(self._sources(old), moved)
+
+    def missed(self, new: Narrowing, error: ValueError) -> Indices:
+        """The labels that have to come back for the move to be possible."""
+        return np.concatenate([new.labels[value].ravel() for value in self.inputs])
 
     def _ids(self, kept: Indices, own: tuple[int, ...], prepared: tuple[int, ...]) -> Indices:
         """The prepared positions of what is kept: compact axes are stretched as `prepared` stretched them."""
@@ -302,6 +305,14 @@ class Stack(Op):
         new.kept[self.output] = kept[0]
 
 
+class _Uneven(ValueError):
+    """What is left of a reshape's axes is so many positions short of even groups."""
+
+    def __init__(self, axes: tuple[int, ...], groups: int, short: int):
+        super().__init__(f"{short} positions are missing for {groups} even groups")
+        self.axes, self.groups, self.short = axes, groups, short
+
+
 @dataclass(eq=False)
 class Reshape(Rearrange):
     """Reshape, Flatten, squeezing and adding axes. The new shape is found again from what is left, never patched.
@@ -364,10 +375,19 @@ class Reshape(Rearrange):
         counts = self._grid(array, inputs, full)
         if counts is not None:
             return counts
-        whole, rest = divmod(left, math.prod(full[:-1]))
-        if rest:
-            raise ValueError(f"{left} positions do not divide evenly")
-        return [*full[:-1], whole]
+        groups = math.prod(full[:-1])
+        if left % groups:
+            raise _Uneven(outputs, groups, -left % groups)
+        return [*full[:-1], left // groups]
+
+    def missed(self, new: Narrowing, error: ValueError) -> Indices:
+        """As few as make the groups even, of those groups that lost most."""
+        if not isinstance(error, _Uneven):
+            return super().missed(new, error)
+        labels = np.moveaxis(new.labels[self.output], error.axes, range(len(error.axes))).reshape(error.groups, -1)
+        gone = ~new.keep[labels]
+        order = np.argsort(-gone.sum(axis=1), kind="stable")
+        return np.array(list(dict.fromkeys(labels[order][gone[order]].tolist()))[: error.short], np.intp)
 
     def _grid(self, ids: Indices, inputs: tuple[int, ...], full: list[int]) -> list[int] | None:
         """The sizes of what is left, if it is a grid over the output axes (whole heads, whole groups)."""
