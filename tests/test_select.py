@@ -11,7 +11,7 @@ from keras import layers
 from models import conv_bn, inverted_residual_net, mini_net, residual_net, shaken
 
 import tfprune
-from tfprune.criteria import GroupWeights, base
+from tfprune.criteria import GroupView, base
 from tfprune.criteria.redundancy import Redundancy
 from tfprune.errors import PlanError
 
@@ -24,7 +24,7 @@ def one_group(width=12, kernel=3):
 
 def scores(model, criterion, group):
     graph = tfprune.trace(model)
-    return criterion(GroupWeights(graph.group(group), graph.weight))
+    return criterion(GroupView(graph.group(group), graph.weight))
 
 
 def naive_redundancy(kernel, legacy):

@@ -6,6 +6,8 @@ needed, what came, where (the layer's name) and what to do about it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -55,3 +57,13 @@ class Refusal:
         shown = ", ".join(map(str, self.channels[:8])) + (", ..." if len(self.channels) > 8 else "")
         count = f"{len(self.channels)} channel{'s' if len(self.channels) != 1 else ''}"
         return f"{self.layer}: {count} [{shown}] stay: {self.reason}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?`, or nothing.
+
+    >>> nearest("conv2", ["conv1", "stem"])
+    "; did you mean 'conv1'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(map(repr, close))}?" if close else ""

@@ -15,10 +15,9 @@ from tfprune.channels.graph import ChannelGraph, ChannelGroup, Member
 from tfprune.channels.ops import Contract
 from tfprune.channels.plan import PruningPlan
 from tfprune.channels.removal import can_drop, droppable
-from tfprune.channels.weights import Weight
-from tfprune.criteria import Criterion, GroupWeights, criterion_named
-from tfprune.errors import PlanError, Refusal
-from tfprune.keras_graph.trace import nearest, trace
+from tfprune.criteria import Criterion, Scorer
+from tfprune.errors import PlanError, Refusal, nearest
+from tfprune.keras_graph.trace import trace
 
 
 def select(
@@ -36,7 +35,7 @@ def select(
 
     Args:
         model: a model, or its graph from `tfprune.trace` (which saves tracing it again).
-        criterion: `redundancy`, `redundancy_legacy`, `l1`, `l2`, or a function of `GroupWeights`.
+        criterion: `redundancy`, `redundancy_legacy`, `l1`, `l2`, or a function of a `GroupView`.
         threshold: a fraction in [0, 1]: channels more redundant than this go. Redundancy is 1 - score for criteria
             whose scores are fractions, and 1 - score / the group's largest score for norms.
         ratio: a fraction in [0, 1): so much of each group's width goes, the lowest scores first.
@@ -64,20 +63,18 @@ def select(
     """
     amount = Amount.checked(threshold, ratio, round_to)
     graph = model if isinstance(model, ChannelGraph) else trace(model)
-    score = criterion_named(criterion)
+    scorer = Scorer(graph, criterion)
     inside = _in_scope(graph, scopes)
-    read = _cached(graph.weight)
-    known: dict = {}
     chosen, refusals, redundancies = [], [], {}
     held = {name for group in graph.groups for name in group.holds}
-    for group in graph.groups:
-        if not inside(group.writers) or (group.name in held if heads else group.holds):
+    groups = [g for g in graph.groups if inside(g.writers) and not (g.name in held if heads else g.holds)]
+    scores = scorer(group for group in groups if group.prunable)
+    for group in groups:
+        reason = group.reason or scores.refused.get(group.name)
+        if reason:
+            refusals.append(Refusal(group.name, tuple(range(group.width)), reason))
             continue
-        if not group.prunable:
-            refusals.append(Refusal(group.name, tuple(range(group.width)), group.reason))
-            continue
-        redundancy = _redundancies(score, GroupWeights(group, read, known))
-        redundancies[group.name] = redundancy
+        redundancy = redundancies[group.name] = scores.redundancy(group.name)
         indices = amount.take(redundancy)
         if len(indices):
             chosen.append(group.units[indices])
@@ -88,9 +85,8 @@ def select(
                 reason = f"{wanted} of {group.width} were to go, which is 0 with round_to={round_to}"
             refusals.append(Refusal(group.name, tuple(range(group.width)), reason))
     gone = graph.channels_of(np.concatenate(chosen)) if chosen else np.zeros(graph.channels, bool)
-    whole = _whole_layers(graph, amount, score, read, inside) if layers else ()
-    name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
-    return PruningPlan(graph, gone, whole, tuple(refusals), f"{name}, {amount}", redundancies)
+    whole = _whole_layers(graph, amount, scorer, inside) if layers else ()
+    return PruningPlan(graph, gone, whole, tuple(refusals), f"{scorer.name}, {amount}", redundancies)
 
 
 @dataclass(frozen=True)
@@ -135,32 +131,6 @@ class Amount:
         return amount + (f", rounded to {self.round_to}" if self.round_to > 1 else "")
 
 
-def _redundancies(score: Criterion, weights: GroupWeights) -> NDArray:
-    scores = np.asarray(score(weights), np.float64)
-    group = weights.group
-    if scores.shape != (group.width,):
-        raise PlanError(
-            f"the criterion must give {group.width} scores for group {group.name!r}; the shape {scores.shape} came"
-        )
-    if not np.isfinite(scores).all():
-        raise PlanError(f"the criterion gives scores for group {group.name!r} that are not finite; are its weights?")
-    if getattr(score, "absolute", False):
-        return 1 - scores
-    largest = scores.max(initial=0)
-    return 1 - scores / largest if largest > 0 else np.ones_like(scores)
-
-
-def _cached(read: Callable[[Weight], NDArray]) -> Callable[[Weight], NDArray]:
-    arrays: dict[Weight, NDArray] = {}
-
-    def cached(weight: Weight) -> NDArray:
-        if weight not in arrays:
-            arrays[weight] = read(weight)
-        return arrays[weight]
-
-    return cached
-
-
 def _in_scope(graph: ChannelGraph, scopes: str | Sequence[str] | None) -> Callable[[Iterable[str]], bool]:
     """Whether one of the scopes holds all of some layers."""
     if scopes is None:
@@ -187,20 +157,21 @@ def matches(layer: str, scope: str) -> bool:
 def _whole_layers(
     graph: ChannelGraph,
     amount: Amount,
-    score: Criterion,
-    read: Callable[[Weight], NDArray],
+    scorer: Scorer,
     inside: Callable[[Iterable[str]], bool],
 ) -> tuple[str, ...]:
     """The convolutions that go whole, the most redundant first, as long as the model can live without them."""
     candidates = [layer for layer in droppable(graph) if inside([layer])]
     # What is dropped is what the layer's last kernel writes.
     kernels = {op.layer: op.kernel for op in graph.ops if isinstance(op, Contract) and op.write}
-    redundancy = {}
+    filters = []
     for layer in candidates:
         slot = graph.labels.slots[kernels[layer], "write"]
         positions = np.arange(slot.labels.size)
-        group = ChannelGroup(layer, positions, "", [Member(slot, positions, positions)])
-        redundancy[layer] = float(_redundancies(score, GroupWeights(group, read)).mean())
+        filters.append(ChannelGroup(layer, positions, "", [Member(slot, positions, positions)]))
+    scores = scorer(filters)
+    candidates = [layer for layer in candidates if layer in scores]
+    redundancy = {layer: float(scores.redundancy(layer).mean()) for layer in candidates}
     most = len(candidates) if amount.ratio is None else int(amount.ratio * len(candidates) + 1e-9)
     taken: list[str] = []
     for layer in sorted(candidates, key=lambda layer: -redundancy[layer]):

@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGroup, Member
 from tfprune.channels.weights import Slot, Weight
-from tfprune.errors import PlanError
+from tfprune.errors import PlanError, nearest
 
-Criterion = Callable[["GroupWeights"], NDArray]
+Criterion = Callable[["GroupView"], NDArray]
 _CRITERIA: dict[str, Criterion] = {}
 
 
 @dataclass(frozen=True)
-class GroupWeights:
+class GroupView:
     """A channel group with its weights at hand.
 
     Attributes:
         group: the group.
         read: from a weight to its array.
-        known: sums that have been computed for other groups.
+        known: what has been computed for other groups.
     """
 
     group: ChannelGroup
@@ -63,13 +63,17 @@ class GroupWeights:
         return np.bincount(member.channels, weights=values, minlength=self.width)
 
 
+class Unscored(PlanError):
+    """A criterion has nothing to say about a group, and why: the group stays."""
+
+
 def register_criterion(name: str) -> Callable[[Criterion], Criterion]:
     """Give a criterion a name for `criterion=`.
 
     >>> @register_criterion("first_weight")
-    ... def first_weight(weights):
-    ...     member = weights.members("write")[0]
-    ...     return weights.per_channel(member, abs(weights.rows(member)[:, 0]))
+    ... def first_weight(view):
+    ...     member = view.members("write")[0]
+    ...     return view.per_channel(member, abs(view.rows(member)[:, 0]))
     """
 
     def register(criterion: Criterion) -> Criterion:
@@ -87,8 +91,27 @@ def criterion_named(criterion: str | Criterion) -> Criterion:
     """
     if callable(criterion):
         return criterion
-    if criterion not in _CRITERIA:
+    if not isinstance(criterion, str) or criterion not in _CRITERIA:
+        near = nearest(str(criterion), _CRITERIA)
         raise PlanError(
-            f"there is no criterion {criterion!r}; there are {', '.join(sorted(_CRITERIA))}, or give a function"
+            f"there is no criterion {criterion!r}{near}{'' if near else ';'} there are {', '.join(criterion_names())}, "
+            f"or give a function"
         )
     return _CRITERIA[criterion]
+
+
+def criterion_names() -> tuple[str, ...]:
+    """All names that `criterion=` takes, sorted."""
+    return tuple(sorted(_CRITERIA))
+
+
+def name_of(criterion: str | Criterion) -> str:
+    """What a criterion is called in plans and messages.
+
+    >>> name_of("l1"), name_of(len)
+    ('l1', 'len')
+    """
+    if isinstance(criterion, str):
+        return criterion
+    known = [name for name, value in _CRITERIA.items() if value is criterion]
+    return known[0] if known else getattr(criterion, "__name__", type(criterion).__name__)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import Member
-from tfprune.criteria.base import GroupWeights, register_criterion
+from tfprune.criteria.base import GroupView, register_criterion
 from tfprune.errors import PlanError
 
 
@@ -40,11 +40,11 @@ class Redundancy:
         if self.members not in ("all", "first"):
             raise PlanError(f"redundancy's members are 'all' or 'first', and {self.members!r} came")
 
-    def __call__(self, weights: GroupWeights) -> NDArray:
+    def __call__(self, weights: GroupView) -> NDArray:
         writers = weights.members("write")
         return 1 - np.mean([self._redundancy(weights, m) for m in writers[: 1 if self.members == "first" else None]], 0)
 
-    def _redundancy(self, weights: GroupWeights, member: Member) -> NDArray:
+    def _redundancy(self, weights: GroupView, member: Member) -> NDArray:
         array = weights.array(member)
         if self.mode == "legacy" and array.ndim > 2:
             corner = np.abs(array[(0,) * (array.ndim - 2)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -184,9 +183,3 @@ def unknown(operation: Any, refused: Refused | None) -> str:
     own = not type(operation).__module__.startswith("keras.")
     what = f"{operation.name} is a {kind}, which tfprune does not know, and {refused}"
     return f"{what}; tfprune.register_rule({kind}) can tell it" if own else what
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?`, or nothing."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(map(repr, close))}?" if close else ""
