@@ -63,10 +63,14 @@ def may_find_more(model: keras.Model, result: tfprune.StripResult) -> bool:
     several = [layer for layer in flat_layers(model) if getattr(layer, "groups", 1) > 1 and hasattr(layer, "kernel")]
     grouped = any(layer.kernel.shape[-2] == 1 and layer.filters != layer.groups for layer in several)
     positions = any(isinstance(op, OverPositions) for op in tfprune.trace(model).ops)
-    # What had to come back so that something could be read may go another way once all else is gone; and what read
-    # channels together, and is gone now, had kept them.
-    returned = any("nothing left" in refusal.reason for refusal in result.refusals)
-    return grouped or positions or returned or bool(result.removed_layers)
+    # What had to come back may go another way once all else is gone; and what read channels together, and is gone now,
+    # had kept them.
+    return grouped or positions or chose(result) or bool(result.removed_layers)
+
+
+def chose(result: tfprune.StripResult) -> bool:
+    """Whether some came back where others could have: for a product with a side lost, for a split that must be even."""
+    return any(part in refusal.reason for refusal in result.refusals for part in ("nothing left", "cannot rearrange"))
 
 
 def moves(graph, model: keras.Model, before: list[np.ndarray], slot, index: int) -> bool:
@@ -113,10 +117,7 @@ def check(builder: Builder, steps: int = 6) -> None:
     assert far <= tolerance_of(model), f"stripped differs by {far:.2g}"
     assert_complete(builder, model, result, expected)
     assert all(refusal.reason and refusal.layer and refusal.channels for refusal in result.refusals)
-    # What came back, for a product that would have lost one side or a split that must be even, need not be what the
-    # plan left.
-    free = ("nothing left", "cannot rearrange")
-    if kind in ("plan and layers", "plan") and not any(part in r.reason for r in result.refusals for part in free):
+    if kind in ("plan and layers", "plan") and not chose(result):  # and it need not be what the plan left
         assert parameters(result.model) <= parameters(direct.model), "the weights prove less than the plan removes"
     again = tfprune.strip(result.model, verify=False)
     if not may_find_more(model, result):

@@ -161,7 +161,7 @@ def by_hand(a, b, count):
 
 def test_ties_broadcast():
     labels = Labels()
-    a, b = labels.fresh_along(3, 2, 3), labels.fresh_along(1, 2, 3)
+    a, b = labels.fresh(3).reshape(1, 1, 3), labels.fresh(1).reshape(1, 1, 1)
     labels.tie(a, b)
     assert len(set(labels.channels().tolist())) == 1
 

@@ -51,16 +51,6 @@ class Labels:
         self.count += size
         return np.arange(self.count - size, self.count)
 
-    def fresh_along(self, size: int, axis: int, rank: int) -> Indices:
-        """Fresh labels along one axis of a value with `rank` axes.
-
-        >>> Labels().fresh_along(3, axis=2, rank=3).shape
-        (1, 1, 3)
-        """
-        shape = [1] * rank
-        shape[axis] = size
-        return self.fresh(size).reshape(shape)
-
     def tie(self, a: Indices, b: Indices) -> None:
         """Keep or remove `a` and `b` together, elementwise (they broadcast)."""
         if a is not b:

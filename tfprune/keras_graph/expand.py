@@ -265,10 +265,10 @@ def _is_looked_up(body: Body, tensor: Any) -> bool:
 # ---------------------------------------------------------------------- layers and models with Python code
 
 
-def inside(node: Any) -> Body | Refused | None:
+def inside(node: Any, look: Callable[[Any, Any, Any], Body | Refused] | None = None) -> Body | Refused | None:
     """What a call consists of: a nested model's graph, an expanded layer's; None where a rule knows the operation.
 
-    A `Refused` says why a layer without a rule cannot be looked into.
+    A `Refused` says why a layer without a rule cannot be looked into. `look` is `expand`, or one that remembers.
     """
     operation = node.operation
     body = body_of(operation)
@@ -276,7 +276,7 @@ def inside(node: Any) -> Body | Refused | None:
         return body
     if find_rule(operation) is not None or not isinstance(operation, keras.layers.Layer):
         return None
-    return expand(operation, node.arguments.args, node.arguments.kwargs)
+    return (look or expand)(operation, node.arguments.args, node.arguments.kwargs)
 
 
 def expand(layer: Any, args: Any, kwargs: Any, *, inside: bool = True) -> Body | Refused:
@@ -519,7 +519,7 @@ def alike(
             return False
         if not isinstance(a.operation, keras.layers.Layer):
             expected = {**_public(a.operation), **settings(a)}
-            if not _equal(expected, _public(b.operation)):
+            if not equal_settings(expected, _public(b.operation)):
                 return False
         if not _same_arguments(arguments(a), (b.arguments.args, b.arguments.kwargs), places):
             return False
@@ -537,7 +537,7 @@ def _same_arguments(first: Any, second: Any, places: dict[int, int]) -> bool:
         for args, kwargs in ((args_a, kwargs_a), (args_b, kwargs_b))
     )
     return len(a) == len(b) and all(
-        places.get(id(x)) == id(y) if isinstance(x, keras.KerasTensor) else _equal(x, y)
+        places.get(id(x)) == id(y) if isinstance(x, keras.KerasTensor) else equal_settings(x, y)
         for x, y in zip(a, b, strict=True)
     )
 
@@ -546,20 +546,17 @@ def _public(operation: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(operation).items() if name[0] != "_" and name != "name"}
 
 
-def _equal(a: Any, b: Any) -> bool:
+def equal_settings(a: Any, b: Any) -> bool:
     """Whether two settings are the same; lists and tuples count as equal."""
     if a is b:
         return True
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
+        return a.keys() == b.keys() and all(equal_settings(a[name], b[name]) for name in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(equal_settings(x, y) for x, y in zip(a, b, strict=True))
     try:
         if hasattr(a, "shape") or hasattr(b, "shape"):
             return np.array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
         return bool(a == b)
     except Exception:  # whatever cannot be compared is different
         return False
-
-
-equal_settings = _equal

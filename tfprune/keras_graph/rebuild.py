@@ -162,11 +162,13 @@ class _Rebuilder:
 
     def _rewritten(self, node: Any, call: Call | None, tensors: list[Any]) -> Any:
         """What a call is written as where it cannot stay as it is; None where it can."""
-        if call is None or call.rewrite is None:
+        if call is None or not self._is_rewritten(call):
             return None
-        if not any(self.new.narrowed(value) for value in (*call.inputs, *call.outputs)):
-            return None
+        assert call.rewrite is not None
         return call.rewrite(self.new, node.operation, tensors)
+
+    def _is_rewritten(self, call: Call) -> bool:
+        return call.rewrite is not None and any(map(self.new.narrowed, (*call.inputs, *call.outputs)))
 
     def _call(self, node: Any, call: Callable[[Any], Any]) -> Any:
         operation, finish = self._operation(node)
@@ -251,7 +253,7 @@ class _Rebuilder:
                 continue
             if call is None or id(node) in self.replacements or any(self.new.empty(value) for value in call.outputs):
                 return False
-            if call.rewrite is not None and any(map(self.new.narrowed, (*call.inputs, *call.outputs))):
+            if self._is_rewritten(call):
                 return False
             if isinstance(operation, keras.layers.Layer):
                 if self._new_bias(operation) is not None or not all(map(self._same_shape, operation.weights)):

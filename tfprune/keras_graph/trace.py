@@ -13,7 +13,7 @@ from tfprune.channels.labels import Shape
 from tfprune.channels.ops import Source
 from tfprune.channels.weights import Weight
 from tfprune.keras_graph.arrays import numbers
-from tfprune.keras_graph.expand import Body, body_of, expand, whole
+from tfprune.keras_graph.expand import Body, expand, inside, whole
 from tfprune.keras_graph.lowering import Lowering, Refused, find_rule, has_mask
 
 
@@ -92,7 +92,7 @@ class _Tracer:
             operation = node.operation
             given = [values[id(tensor)] for tensor in node.input_tensors]
             name = path + body.names[id(operation)]
-            inner = self.inside(node)
+            inner = inside(node, self.look)
             if isinstance(inner, Body):
                 before, self._masked = self._masked, self._masked or any(map(has_mask, node.input_tensors))
                 result = tuple(self.follow(inner, given, name + "/"))
@@ -104,18 +104,11 @@ class _Tracer:
                 values[id(tensor)] = value
         return [values[id(tensor)] for tensor in body.outputs]
 
-    def inside(self, node: Any) -> Body | Refused | None:
-        """What a call consists of; a shared layer is looked into once for each way of calling it."""
-        operation = node.operation
-        body = body_of(operation)
-        if body is not None:
-            return body
-        if find_rule(operation) is not None or not isinstance(operation, keras.layers.Layer):
-            return None
-        args, kwargs = node.arguments.args, node.arguments.kwargs
-        key = (id(operation), *map(_form, keras.tree.flatten((args, kwargs))), len(args), *sorted(kwargs))
+    def look(self, layer: Any, args: Any, kwargs: Any) -> Body | Refused:
+        """Expand a layer; a shared one once for each way of calling it."""
+        key = (id(layer), *map(_form, keras.tree.flatten((args, kwargs))), len(args), *sorted(kwargs))
         if key not in self._bodies:
-            self._bodies[key] = expand(operation, args, kwargs)
+            self._bodies[key] = expand(layer, args, kwargs)
         return self._bodies[key]
 
     def lower(self, node: Any, name: str, inputs: Sequence[int], refused: Refused | None) -> tuple[int, ...]:

@@ -40,8 +40,7 @@ class Product(Op):
     def obstacle(self, labels: Labels, shapes: dict[int, Shape]) -> str | None:
         varying = self._varying(labels.of)
         a, b, out = self.letters
-        sizes = {letter: size for letters, v in zip((a, b), self.inputs, strict=True)
-                 for letter, size in zip(letters, shapes[v], strict=True)}  # fmt: skip
+        sizes = dict(zip(a + b, (*shapes[self.inputs[0]], *shapes[self.inputs[1]]), strict=True))
         for letter in set("".join(varying)):
             if (letter in a) != (letter in b) and letter not in out:
                 return f"{self.layer} sums one side's channels alone"
@@ -73,9 +72,8 @@ class Product(Op):
 
     def _aligned(self, arrays: tuple[NDArray, NDArray]) -> tuple[NDArray, NDArray, str]:
         """Both operands' arrays with all letters as axes, so that they broadcast; and the letters."""
-        a, b, _ = self.letters
-        letters = a + "".join(letter for letter in b if letter not in a)
-        return _spread(arrays[0], a, letters), _spread(arrays[1], b, letters), letters
+        letters = self._all_letters
+        return _spread(arrays[0], self.letters[0], letters), _spread(arrays[1], self.letters[1], letters), letters
 
     def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
         varying = self._varying(labels.of)
@@ -157,8 +155,7 @@ class Product(Op):
         own = new.labels[self.output]
         if not kept[0].size:
             self._check_out(new, np.zeros(0, np.intp), varying)
-            new.kept[self.output] = np.zeros([0 if size > 1 else 1 for size in own.shape] if own.size > 1 else
-                                             [0] * own.ndim, np.intp)  # fmt: skip
+            new.kept[self.output] = np.zeros([0] * own.ndim, np.intp)
             return
         places = [
             dict(zip(axes, np.unravel_index(k, array.shape), strict=True))
@@ -167,7 +164,7 @@ class Product(Op):
         for letter in varying[0]:
             if letter in varying[1]:
                 self._match(new, letter, varying, places)
-        out = self.letters[2]
+        out, letters = self.letters[2], self._all_letters
         coordinates = [np.zeros([1] * len(out), np.intp)] * len(out)
         for letter in written:
             which = 0 if letter in varying[0] else 1
@@ -177,8 +174,7 @@ class Product(Op):
             first = array[tuple(slice(0, 1) if axis in lost else slice(None) for axis in range(array.ndim))]
             if (array != first).any():
                 raise Violation(labels[which], f"{self.layer} would mix up its heads")
-            coordinates[out.index(letter)] = _gathered(_spread(first, axes, axes + "".join(set(out) - set(axes))),
-                                                       axes + "".join(set(out) - set(axes)), out)  # fmt: skip
+            coordinates[out.index(letter)] = _gathered(_spread(first, axes, letters), letters, out)
         shape = np.broadcast_shapes(*(array.shape for array in coordinates))
         coordinates = [np.broadcast_to(array, shape) for array in coordinates]
         flat = np.ravel_multi_index(coordinates, own.shape) if own.ndim else np.zeros((), np.intp)
@@ -192,7 +188,7 @@ class Product(Op):
             Violation: with the labels that one of them lacks.
         """
         pair = [
-            _spread(place[letter], axes, self._letters()) for place, axes in zip(places, self.letters, strict=False)
+            _spread(place[letter], axes, self._all_letters) for place, axes in zip(places, self.letters, strict=False)
         ]
         same = all(a == b or a == 1 or b == 1 for a, b in zip(pair[0].shape, pair[1].shape, strict=True))
         if same and bool(np.all(pair[0] == pair[1])):
@@ -207,9 +203,10 @@ class Product(Op):
                 raise Violation(gone[:, :1], f"{self.layer} would have other heads on one side than on the other")
         self._bring_back(new, np.concatenate([new.labels[value].ravel() for value in self.inputs]))
 
-    def _letters(self) -> str:
-        a, b, _ = self.letters
-        return a + "".join(letter for letter in b if letter not in a)
+    @property
+    def _all_letters(self) -> str:
+        """Each letter of the operands once; the output has no others."""
+        return "".join(dict.fromkeys(self.letters[0] + self.letters[1]))
 
     def _bring_back(self, new: Narrowing, labels: Indices) -> None:
         raise Violation(labels[~new.keep[labels]], f"{self.layer} would multiply channels that no longer match")
@@ -232,10 +229,10 @@ class Product(Op):
         kept = np.zeros(own.size, bool)
         kept[missing] = True
         shape = new.labels[self.output].shape
-        spread = _spread(kept.reshape(shape), self.letters[2], self._letters())
-        numbers = _spread(np.arange(own.size).reshape(shape), self.letters[2], self._letters())
+        spread = _spread(kept.reshape(shape), self.letters[2], self._all_letters)
+        numbers = _spread(np.arange(own.size).reshape(shape), self.letters[2], self._all_letters)
         for value, axes in zip(self.inputs, self.letters, strict=False):
-            array = _spread(new.labels[value], axes, self._letters())
+            array = _spread(new.labels[value], axes, self._all_letters)
             shape = np.broadcast_shapes(array.shape, spread.shape)
             here = np.broadcast_to(spread, shape) & ~new.keep[np.broadcast_to(array, shape)]
             wanted = np.broadcast_to(array, shape)[here]
