@@ -288,7 +288,7 @@ def test_a_group_of_normalization_goes_whole():
 def test_attention_as_one_layer_that_goes():
     with floats("float64"):
         model = transformer_block()
-        plan = tfprune.select(model, "l1", threshold=0.0, round_to=1, layers=True, scopes="mha")
+        plan = tfprune.select(model, "l1", threshold=0.0, round_to=1, layers=True, only="mha")
         assert "mha" in plan.layers
         tfprune.soft_prune(model, plan)
         result = tfprune.strip(model, verify=False)

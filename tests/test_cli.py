@@ -164,7 +164,7 @@ def test_wrong_command_lines(capsys, arguments, message):
         (["prune", "--model=user_models:small", "--output_dir=p", "--dataset=cifar11"], "unknown data set"),
         (["prune", "--model=user_models:small", "--output_dir=p", "--dataset=none.npz"], "does not exist"),
         (["prune", "--model=zeroed.keras", "--output_dir=p"], r"(6, 6, 1)"),
-        (["prune", "--model=user_models:small", "--output_dir=p", "--dataset=mine.npz", "--scopes=bolck_"], "bolck_"),
+        (["prune", "--model=user_models:small", "--output_dir=p", "--dataset=mine.npz", "--only=bolck_"], "bolck_"),
         (["prune", "--model=user_models:small", "--output_dir=p", "--dataset=mine.npz", "--criterion=l3"], "l3"),
         (
             ["prune", "--model=user_models:small", "--output_dir=p", "--dataset=mine.npz", "--formats=x"],
@@ -236,7 +236,7 @@ def test_strip_with_a_plan(capsys, zeroed):
     import tfprune
 
     model = keras.saving.load_model(zeroed)
-    plan = tfprune.select(model, "l1", ratio=0.5, scopes="second")
+    plan = tfprune.select(model, "l1", ratio=0.5, only="second")
     with open("plan.json", "w") as file:
         file.write(plan.to_json())
     assert main(["strip", f"--model={zeroed}", "--output_dir=planned", "--plan=plan.json"]) == 0

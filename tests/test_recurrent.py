@@ -273,7 +273,7 @@ def test_a_group_is_named_after_its_layer():
     assert set(groups) == {"both", "stack/x", "stack/y", "head"}
     assert groups["both"].width == 8  # unit i of one direction with unit i of the other
     assert groups["stack/y"].readers[0].endswith("/y") and groups["stack/y"].readers[1:] == ("head",)
-    plan = tfprune.select(model, "l2", ratio=0.5, round_to=1, scopes="both")
+    plan = tfprune.select(model, "l2", ratio=0.5, round_to=1, only="both")
     assert set(plan.channels) == {"both"}
     with_redundancy = tfprune.select(model, "redundancy", ratio=0.5, round_to=1)
     assert len(with_redundancy.channels["stack/x"]) == 2

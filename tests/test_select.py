@@ -205,7 +205,7 @@ def test_the_same_model_gives_the_same_plan():
     assert plans[0].channels == plans[1].channels and plans[0].layers == plans[1].layers
 
 
-# ---------------------------------------------------------------------- scopes
+# ---------------------------------------------------------------------- which groups
 
 
 def nested():
@@ -219,30 +219,30 @@ def nested():
 
 
 @pytest.mark.parametrize(
-    ("scopes", "groups"),
+    ("only", "groups"),
     [(None, {"stem", "backbone/b", "backbone/c"}), ("backbone", {"backbone/b", "backbone/c"}), ("*/b", {"backbone/b"}),
      (["stem", "*/c"], {"stem", "backbone/c"}), ("backbone/[bc]", {"backbone/b", "backbone/c"}), ("s?em", {"stem"})],
 )  # fmt: skip
-def test_scopes(scopes, groups):
-    assert set(tfprune.select(nested(), "l1", ratio=0.5, scopes=scopes).channels) == groups
+def test_only(only, groups):
+    assert set(tfprune.select(nested(), "l1", ratio=0.5, only=only).channels) == groups
 
 
-def test_a_scope_that_matches_nothing_names_what_is_near():
-    with pytest.raises(PlanError, match=r"scope 'sten' matches no layer of whole; did you mean 'stem'"):
-        tfprune.select(nested(), "l1", ratio=0.5, scopes="sten")
+def test_a_pattern_that_matches_nothing_names_what_is_near():
+    with pytest.raises(PlanError, match=r"only='sten' matches no layer of whole; did you mean 'stem'"):
+        tfprune.select(nested(), "l1", ratio=0.5, only="sten")
     with pytest.raises(PlanError, match="matches no layer"):
-        tfprune.select(nested(), "l1", ratio=0.5, scopes=["stem", "x*"])
-    with pytest.raises(PlanError, match="scope"):
-        tfprune.select(nested(), "l1", ratio=0.5, scopes=[3])
+        tfprune.select(nested(), "l1", ratio=0.5, only=["stem", "x*"])
+    with pytest.raises(PlanError, match="only takes layer names"):
+        tfprune.select(nested(), "l1", ratio=0.5, only=[3])
 
 
-def test_one_scope_must_hold_all_writers_of_a_group():
+def test_one_pattern_must_hold_all_writers_of_a_group():
     """Naming the blocks one by one prunes inside them; the stream that they all write stays."""
     model = shaken(residual_net())
-    for scopes in ("a", ["a", "stem", "b"]):
-        chosen = set(tfprune.select(model, "l1", ratio=0.5, scopes=scopes).channels)
+    for only in ("a", ["a", "stem", "b"]):
+        chosen = set(tfprune.select(model, "l1", ratio=0.5, only=only).channels)
         assert "a1" in chosen and "stem" not in chosen
-    assert "stem" in tfprune.select(model, "l1", ratio=0.5, scopes="*").channels
+    assert "stem" in tfprune.select(model, "l1", ratio=0.5, only="*").channels
 
 
 # ---------------------------------------------------------------------- whole layers
@@ -275,7 +275,7 @@ def test_whole_layers_follow_the_threshold():
     model.get_layer("a2").kernel.assign(kernel)
     assert tfprune.select(model, threshold=0.9, layers=True).layers == ("a2",)
     assert tfprune.select(model, threshold=0.9).layers == ()
-    assert tfprune.select(model, threshold=0.9, layers=True, scopes="b").layers == ()
+    assert tfprune.select(model, threshold=0.9, layers=True, only="b").layers == ()
 
 
 def test_a_plain_chain_loses_no_layer():

@@ -38,7 +38,7 @@ class Pruning:
         input_ckpt_path: the checkpoint to start from: `.keras`, or `.weights.h5` with a model.
         scope_names: layer-name prefixes or patterns; groups that such layers write are pruned. "" is every layer.
         output_dir: where everything is written.
-        criterion, round_to, layers, heads: see `tfprune.select`.
+        ignore, criterion, round_to, layers, heads: see `tfprune.select`.
         max_failure_rate: a threshold has converged when at most this fraction of filters came back.
         slots: `"reset"` zeroes the optimizer's slots (momentum and the like) of what is zeroed, so that they do not
             bring filters back; `"keep"` leaves them, as the original did.
@@ -76,6 +76,7 @@ class Pruning:
         output_dir: str | os.PathLike = "pruning",
         *,
         input_ckpt_path: str | os.PathLike | None = None,
+        ignore: str | Sequence[str] | None = None,
         criterion: str | Criterion = "redundancy",
         round_to: int = 4,
         layers: bool = False,
@@ -93,7 +94,7 @@ class Pruning:
             raise CheckpointError("Pruning needs a model or a checkpoint (input_ckpt_path=)")
         self.model: keras.Model = model
         self.scope_names = [scope_names] if isinstance(scope_names, str) else list(scope_names)
-        self.criterion, self.round_to, self.slots = criterion, round_to, slots
+        self.criterion, self.round_to, self.slots, self.ignore = criterion, round_to, slots, ignore
         self.layers, self.heads = layers, heads
         self.monitor = ConvergenceMonitor(max_failure_rate)
         self._log = log or (lambda line: None)
@@ -132,7 +133,7 @@ class Pruning:
             PlanError: a scope matches no layer.
         """
         graph = trace(self.model)
-        select(graph, self.criterion, ratio=0.0, scopes=self.scope_names)
+        select(graph, self.criterion, ratio=0.0, only=self.scope_names, ignore=self.ignore)
         self.scope_conv_dict = {scope: [] for scope in self.scope_names}
         for op in graph.ops:
             if not isinstance(op, Contract | Depthwise):
@@ -172,7 +173,8 @@ class Pruning:
             self.criterion,
             threshold=self.threshold,
             round_to=self.round_to,
-            scopes=self.scope_names,
+            only=self.scope_names,
+            ignore=self.ignore,
             layers=self.layers,
             heads=self.heads,
         )

@@ -41,7 +41,7 @@ class SoftPruning(keras.callbacks.Callback):
             zeroed once is held at 0 by the optimizer itself (a constraint on the variable), and the plan only grows.
         slots: `"keep"`: the optimizer's slots stay, so that filters can come back. `"reset"`: the slots of what is
             zeroed are zeroed too; with an optimizer without weight decay nothing comes back then.
-        scopes, round_to, layers, heads: see `tfprune.select`.
+        only, ignore, round_to, layers, heads: see `tfprune.select`.
         max_failure_rate: with `stop_when_converged`, what counts as converged, a fraction in [0, 1].
         stop_when_converged: leave a threshold of the ladder early once it has converged, and stop training after the
             last.
@@ -78,7 +78,8 @@ class SoftPruning(keras.callbacks.Callback):
         begin: int = 0,
         mode: Literal["soft", "hard"] = "soft",
         slots: Literal["keep", "reset"] = "keep",
-        scopes: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        ignore: str | Sequence[str] | None = None,
         round_to: int = 4,
         layers: bool = False,
         heads: bool = False,
@@ -105,7 +106,8 @@ class SoftPruning(keras.callbacks.Callback):
             Amount.checked(value if ratio is None else None, value if thresholds is None else None, round_to)
         self.options: dict[str, Any] = {
             "criterion": criterion,
-            "scopes": scopes,
+            "only": only,
+            "ignore": ignore,
             "round_to": round_to,
             "layers": layers,
             "heads": heads,

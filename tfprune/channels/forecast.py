@@ -1,8 +1,8 @@
 """What a model costs without some of its channels, counted from label arrays: nothing is walked or rebuilt.
 
-A weight's size is a product of how many labels are left along its axes, and the multiply-adds of an op are its kernel's
-size times how often it is applied. So the cost of a plan is one sparse matrix times the mask of what stays, and a sum of
-products; thousands of plans can be looked at in a second.
+A weight's size is a product of how many labels are left along its axes, and the multiply-adds of an op are its
+kernel's size times how often it is applied. So the cost of a plan is one sparse matrix times the mask of what stays,
+and a sum of products: a thousand plans take about a second.
 """
 
 from __future__ import annotations

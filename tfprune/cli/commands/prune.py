@@ -27,7 +27,7 @@ def _run(options: SimpleNamespace) -> None:
     print(dataset)
     model = models.load(options.model, dataset.shape, dataset.classes)
     dataset.check_model(model)
-    _check_scopes_and_formats(model, options)
+    _check_patterns_and_formats(model, options)
     _compile(model, options.learning_rate)
 
     if options.train_epochs:
@@ -64,7 +64,7 @@ def _check(options: SimpleNamespace) -> None:
         options.thresholds = (0.8, 0.7, 0.6, 0.55, 0.5)
 
 
-def _check_scopes_and_formats(model: Any, options: SimpleNamespace) -> None:
+def _check_patterns_and_formats(model: Any, options: SimpleNamespace) -> None:
     """Find mistakes before the training, not after it."""
     import tfprune
     from tfprune.export.registry import find
@@ -72,7 +72,9 @@ def _check_scopes_and_formats(model: Any, options: SimpleNamespace) -> None:
     for name in options.formats:
         find(name)
     amount = {"ratio": options.ratio} if options.ratio is not None else {"threshold": options.thresholds[0]}
-    tfprune.select(model, options.criterion, scopes=options.scopes, round_to=options.round_to, **amount)
+    tfprune.select(
+        model, options.criterion, only=options.only, ignore=options.ignore, round_to=options.round_to, **amount
+    )
 
 
 def _compile(model: Any, learning_rate: float) -> None:
@@ -123,8 +125,9 @@ def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output:
 
     pruning = tfprune.Pruning(
         model,
-        options.scopes or "",
+        options.only or "",
         output,
+        ignore=options.ignore,
         criterion=options.criterion,
         round_to=options.round_to,
         layers=options.layers,
@@ -143,7 +146,8 @@ def _to_ratio(model: Any, dataset: Any, options: SimpleNamespace, output: Path) 
     pruning = tfprune.SoftPruning(
         options.criterion,
         ratio=options.ratio,
-        scopes=options.scopes,
+        only=options.only,
+        ignore=options.ignore,
         round_to=options.round_to,
         layers=options.layers,
         heads=options.heads,
@@ -213,12 +217,13 @@ COMMAND = Command(
         Flag("max_retries", "How often the same channels are zeroed again.", "N", 3, "integer", low=0),
         Flag("criterion", "redundancy, redundancy_legacy, l1 or l2.", "NAME", "redundancy"),
         Flag(
-            "scopes",
+            "only",
             "Prune only layers whose names begin so or match such patterns: block_3_,SE*.",
             "LIST",
             None,
             "list",
         ),
+        Flag("ignore", "Leave layers alone whose names begin so or match such patterns.", "LIST", None, "list"),
         Flag("round_to", "The number of channels pruned in a group is a multiple of this.", "N", 4, "integer", low=1),
         Flag("layers", "Also prune whole convolutions that the model can live without.", kind="boolean", default=False),
         Flag("heads", "Prune whole attention heads instead of widths inside of them.", kind="boolean", default=False),

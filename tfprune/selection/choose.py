@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import keras
@@ -16,8 +15,9 @@ from tfprune.channels.ops import Contract
 from tfprune.channels.plan import PruningPlan
 from tfprune.channels.removal import can_drop, droppable
 from tfprune.criteria import Criterion, Scorer
-from tfprune.errors import PlanError, Refusal, nearest
+from tfprune.errors import PlanError, Refusal
 from tfprune.keras_graph.trace import trace
+from tfprune.selection.patterns import Patterns, holding_all, holding_any
 
 
 def select(
@@ -27,7 +27,8 @@ def select(
     threshold: float | None = None,
     ratio: float | None = None,
     round_to: int = 4,
-    scopes: str | Sequence[str] | None = None,
+    only: Patterns | None = None,
+    ignore: Patterns | None = None,
     layers: bool = False,
     heads: bool = False,
 ) -> PruningPlan:
@@ -41,9 +42,10 @@ def select(
         ratio: a fraction in [0, 1): so much of each group's width goes, the lowest scores first.
         round_to: the number that goes is rounded to the nearest multiple (half a multiple up), and down again where it
             would empty the group.
-        scopes: layer-name prefixes or patterns (`block_3_`, `SE*`, `backbone/*`); a group is in scope if one of them
+        only: layer-name prefixes or patterns (`block_3_`, `SE*`, `backbone/*`); a group is pruned only if one of them
             holds all layers that write it. Naming each block of a network prunes inside the blocks, and the residual
             stream between them stays. None: every group.
+        ignore: the same for layers that are left alone: a group stays if one of them holds one layer that writes it.
         layers: also take whole convolutions that the model can live without (those of a residual branch, an SE
             gate): by threshold those whose filters' mean redundancy exceeds it; by ratio that fraction of them, the
             most redundant first.
@@ -53,7 +55,7 @@ def select(
         a `PruningPlan`; print it before applying it.
 
     Raises:
-        PlanError: not exactly one of threshold and ratio, one out of its range, a scope that matches nothing.
+        PlanError: not exactly one of threshold and ratio, one out of its range, a pattern that matches no layer.
 
     >>> import keras, tfprune
     >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
@@ -64,7 +66,7 @@ def select(
     amount = Amount.checked(threshold, ratio, round_to)
     graph = model if isinstance(model, ChannelGraph) else trace(model)
     scorer = Scorer(graph, criterion)
-    inside = _in_scope(graph, scopes)
+    inside = _inside(graph, only, ignore)
     chosen, refusals, redundancies = [], [], {}
     held = {name for group in graph.groups for name in group.holds}
     groups = [g for g in graph.groups if inside(g.writers) and not (g.name in held if heads else g.holds)]
@@ -131,27 +133,10 @@ class Amount:
         return amount + (f", rounded to {self.round_to}" if self.round_to > 1 else "")
 
 
-def _in_scope(graph: ChannelGraph, scopes: str | Sequence[str] | None) -> Callable[[Iterable[str]], bool]:
-    """Whether one of the scopes holds all of some layers."""
-    if scopes is None:
-        return lambda layers: True
-    patterns = [scopes] if isinstance(scopes, str) else list(scopes)
-    known = list(dict.fromkeys(call.layer for call in graph.calls))
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise PlanError(f"a scope is a layer name, prefix or pattern, and {pattern!r} came")
-        if not any(matches(name, pattern) for name in known):
-            raise PlanError(f"scope {pattern!r} matches no layer of {graph.name}{nearest(pattern, known)}")
-    return lambda layers: any(all(matches(name, pattern) for name in layers) for pattern in patterns)
-
-
-def matches(layer: str, scope: str) -> bool:
-    """Whether a layer is in a scope: the scope is a prefix of its name, or a pattern with * ? [].
-
-    >>> matches("block_3_expand", "block_3_"), matches("block_3_expand", "*_expand"), matches("stem", "block_")
-    (True, True, False)
-    """
-    return layer.startswith(scope) or fnmatch.fnmatchcase(layer, scope)
+def _inside(graph: ChannelGraph, only: Patterns | None, ignore: Patterns | None) -> Callable[[Iterable[str]], bool]:
+    """Whether a group with these writers is to be pruned."""
+    held, ignored = holding_all(graph, only, "only"), holding_any(graph, ignore, "ignore")
+    return lambda layers: held(layers) and not ignored(layers)
 
 
 def _whole_layers(
@@ -180,6 +165,3 @@ def _whole_layers(
         if can_drop(graph, {*taken, layer}):
             taken.append(layer)
     return tuple(taken)
-
-
-__all__ = ["matches", "select"]
