@@ -238,3 +238,15 @@ def test_an_uneven_split_gets_back_as_few_as_it_needs():
     assert_same(model, result.model)
     assert result.model.get_layer("a").filters == 4
     assert [(refusal.layer, refusal.channels) for refusal in result.refusals] == [("a", (2,))]
+
+
+def test_what_is_constant_behind_a_normalization_reads_nobody():
+    """A channel that is 0 comes out as 0 whatever the mean of squares is: the others seemed to be read by it."""
+    model = model_of(
+        lambda x: layers.Conv2D(2, 1)(layers.RMSNormalization(name="n")(layers.Conv2D(6, 1, name="a")(x))), False
+    )
+    zero_filters(model.get_layer("a"), [0])
+    model.get_layer("n").scale.assign([0.5, 0, 0, 0, 0, 0])
+    stripped = tfprune.strip(model, verify=False).model
+    np.testing.assert_allclose(outputs(stripped)[0], outputs(model)[0], rtol=1e-12)
+    assert stripped.get_layer("a").filters == 1

@@ -115,7 +115,8 @@ class Normalize(Op):
         shape = facts.labels[self.output].shape
         scale = self._parameter(facts, "scale", 1.0)
         moving = uniform_any(np.broadcast_to(scale != 0, np.broadcast_shapes(scale.shape, shape)), shape)
-        read = facts.read[self.output] & moving
+        # A channel that is 0 comes out as its shift, whatever the statistics are.
+        read = facts.read[self.output] & moving & ~np.isfinite(facts.constant[self.output])
         if not self._is_apart(facts.labels[self.output]):
             read = self._back(self._sets_of(np.broadcast_to(read, shape)).any(axis=1), shape)
         facts.demand(self.inputs[0], read)
