@@ -38,7 +38,8 @@ PACKAGE = Path(tfprune.__file__).parent
 FLOW = (
     {"errors", "files", "tables"},
     {"channels"},
-    {"keras_graph"},
+    {"keras_graph", "onnx_graph"},
+    {"frontend"},
     {"criteria"},
     {
         "selection",

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tfprune.cost import cost
     from tfprune.errors import TfpruneError
     from tfprune.export import export
+    from tfprune.frontend import trace
     from tfprune.keras_graph.lowering import register_rule
-    from tfprune.keras_graph.trace import trace
     from tfprune.monitor import ConvergenceMonitor
     from tfprune.pruning import Pruning
     from tfprune.selection import select
@@ -40,7 +40,7 @@ _HOMES = {
     "select": "selection",
     "soft_prune": "soft",
     "strip": "strip",
-    "trace": "keras_graph.trace",
+    "trace": "frontend",
     "verify": "verify",
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.weights import Weight
-from tfprune.keras_graph.trace import trace
+from tfprune.frontend import trace
 from tfprune.tables import table
 
 

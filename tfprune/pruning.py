@@ -18,7 +18,7 @@ from tfprune.channels.plan import PruningPlan
 from tfprune.criteria import Criterion
 from tfprune.errors import CheckpointError, PlanError, TfpruneError
 from tfprune.files import atomic_path, output_directory, write_text
-from tfprune.keras_graph.trace import trace
+from tfprune.frontend import trace
 from tfprune.monitor import ConvergenceMonitor, FailureReport
 from tfprune.selection import matches, select
 from tfprune.soft import soft_prune

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tfprune.channels.plan import PruningPlan
 from tfprune.channels.weights import Slot, Weight
 from tfprune.errors import PlanError
-from tfprune.keras_graph.trace import trace
+from tfprune.frontend import trace
 
 
 def variables_of(model: keras.Model, plan: PruningPlan) -> dict[Weight, Any]:

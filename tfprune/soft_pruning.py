@@ -14,7 +14,7 @@ from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.plan import PruningPlan, zeroable
 from tfprune.criteria import Criterion
 from tfprune.errors import PlanError
-from tfprune.keras_graph.trace import trace
+from tfprune.frontend import trace
 from tfprune.monitor import ConvergenceMonitor
 from tfprune.schedules import Schedule, as_schedule
 from tfprune.selection import Amount, select

@@ -21,8 +21,7 @@ from tfprune.channels.simplify import Replacement, simplify
 from tfprune.channels.weights import Weight
 from tfprune.cost import Cost, compare_table, cost
 from tfprune.errors import Refusal
-from tfprune.keras_graph.rebuild import rebuild
-from tfprune.keras_graph.trace import trace
+from tfprune.frontend import rebuild, trace
 from tfprune.soft import zeros_in
 from tfprune.verify import Verification
 from tfprune.verify import verify as verified

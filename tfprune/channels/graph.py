@@ -152,6 +152,7 @@ class ChannelGraph:
         unit_of: label -> unit: what selection chooses as one (coarser for grouped convolutions).
         model: the traced model; `variables` finds a weight's variable in it.
         body: the calls it consists of, as the rebuild walks them.
+        vectors_anywhere: whether the model can be given a scale or shift along any axis, or the last alone.
     """
 
     def __init__(
@@ -166,7 +167,9 @@ class ChannelGraph:
         variables: dict[Weight, Any] | None = None,
         body: Any = None,
         read: Callable[[Any], NDArray] = np.asarray,
+        vectors_anywhere: bool = False,
     ):
+        self.vectors_anywhere = vectors_anywhere
         self.read = read
         self.name, self.shapes, self.model, self.variables, self.body = name, shapes, model, variables or {}, body
         self.inputs, self.outputs, self.boundaries = tuple(inputs), tuple(outputs), tuple(boundaries)
@@ -386,6 +389,7 @@ class ChannelGraph:
             self.variables,
             self.body,
             self.read,
+            self.vectors_anywhere,
         )
 
     def __str__(self) -> str:

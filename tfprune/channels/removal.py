@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import Call, ChannelGraph
-from tfprune.channels.ops import Affine, Combine, Contract, Depthwise, Map, Op, Recurrent, Source
+from tfprune.channels.ops import Affine, Combine, Contract, Depthwise, Map, Op, Recurrent, Source, WithArrays
 
 _VARYING, _CONSTANT, _ZERO = range(3)
 
@@ -93,8 +93,8 @@ def _states(graph: ChannelGraph, cut: Collection[str]) -> dict[int, int] | None:
 
 def _follow(op: Op, inputs: list[int]) -> int:
     if isinstance(op, Source):
-        return _CONSTANT if op.array is not None else _VARYING
-    if isinstance(op, Combine) and op.kind == "multiply" and _ZERO in inputs:
+        return _CONSTANT if op.known else _VARYING
+    if isinstance(op, Combine | WithArrays) and op.kind == "multiply" and _ZERO in inputs:
         return _ZERO
     if _VARYING in inputs:
         return _VARYING
@@ -102,4 +102,4 @@ def _follow(op: Op, inputs: list[int]) -> int:
         if inputs == [_ZERO] and (op.function is None or float(np.ravel(op.function(np.zeros(1)))[0]) == 0):
             return _ZERO
         return _CONSTANT
-    return _ZERO if all(known == _ZERO for known in inputs) and not isinstance(op, Affine) else _CONSTANT
+    return _ZERO if all(known == _ZERO for known in inputs) and not isinstance(op, Affine | WithArrays) else _CONSTANT

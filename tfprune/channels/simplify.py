@@ -54,7 +54,7 @@ def simplify(graph: ChannelGraph, facts: Facts) -> Simplified:
     for op in graph.ops:
         for value in op.inputs:
             readers[value].append(op)
-    arrays = {op.output for op in graph.ops if isinstance(op, Source) and op.array is not None}
+    arrays = {op.output for op in graph.ops if isinstance(op, Source) and op.known}
     replacements: dict[int, Replacement] = {}
     ops: dict[int, tuple[Op, ...]] = {}
     scales: dict[Weight, NDArray] = {}
@@ -127,29 +127,27 @@ def _product(arrays: list[NDArray]) -> NDArray:
 def _vector(
     op: Combine, left: tuple[int, ...], graph: ChannelGraph, scale: NDArray | None = None, shift: NDArray | None = None
 ) -> Replacement | None:
-    """A scale or shift, if it varies along the last axis alone, which is what a plain layer can hold."""
+    """A scale or shift, if it varies along an axis that a vector may lie along: in Keras the last one alone."""
     vector = scale if scale is not None else shift
     assert vector is not None
-    if any(size > 1 for size in vector.shape[:-1]):
+    varying = [axis for axis, size in enumerate(vector.shape) if size > 1]
+    last = len(graph.shapes[op.output]) - 1
+    axis = varying[0] if varying else last
+    if len(varying) > 1 or (axis != last and not graph.vectors_anywhere):
         return None
-    size = graph.shapes[op.output][-1]
+    size = graph.shapes[op.output][axis]
     if size is None:
         return None
     flat = np.broadcast_to(vector.reshape(-1), size)
     if scale is not None:
-        return (
-            Replacement(left)
-            if (flat == 1).all()
-            else Replacement(left, scale=flat, axis=len(graph.shapes[op.output]) - 1)
-        )
-    return Replacement(left, shift=flat, axis=len(graph.shapes[op.output]) - 1)
+        return Replacement(left) if (flat == 1).all() else Replacement(left, scale=flat, axis=axis)
+    return Replacement(left, shift=flat, axis=axis)
 
 
 def _foldable(
     op: Combine, replacement: Replacement, readers: dict[int, list[Op]], graph: ChannelGraph, scales: dict
 ) -> bool:
     """Whether every reader multiplies each channel with a kernel slice of its own, once."""
-    last = len(graph.shapes[op.output]) - 1
     return (
         bool(readers[op.output])
         and op.output not in graph.outputs
@@ -158,7 +156,7 @@ def _foldable(
             isinstance(reader, Contract)
             and reader.folds
             and reader.groups == 1
-            and reader.read_axes == (last,)
+            and reader.read_axes == (replacement.axis,)
             and reader.kernel not in scales
             for reader in readers[op.output]
         )

@@ -33,7 +33,7 @@ def take(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
     """
     if all(_whole(slot, new.indices[slot.weight, slot.role]) for slot in slots):
         return array
-    rank = array.ndim
+    shape = array.shape
     array = array.reshape(slots[0].split)
     read = next((slot for slot in slots if slot.role == "read"), None)
     write = next((slot for slot in slots if slot.role == "write"), None)
@@ -47,7 +47,15 @@ def take(array: NDArray, slots: list[Slot], new: Narrowing) -> NDArray:
         else:
             for slot in distinct.values():
                 array = _take_slot(array, slot, new.indices[slot.weight, slot.role])
-    return array if array.ndim == rank else array.reshape(*array.shape[: rank - 1], -1)
+    return _merged(array, shape, slots[0].split)
+
+
+def _merged(array: NDArray, shape: Sequence[int], split: Sequence[int]) -> NDArray:
+    """Put the axis together again that a slot has split in two, at the first size that differs."""
+    if len(split) == len(shape):
+        return array
+    at = next((axis for axis, size in enumerate(shape) if size != split[axis]), len(shape) - 1)
+    return array.reshape(*array.shape[:at], array.shape[at] * array.shape[at + 1], *array.shape[at + 2 :])
 
 
 def _whole(slot: Slot, indices: NDArray) -> bool:

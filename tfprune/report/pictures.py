@@ -21,7 +21,7 @@ from matplotlib.patches import FancyBboxPatch
 from tfprune.channels.graph import Call, ChannelGraph
 from tfprune.errors import PlanError
 from tfprune.files import atomic_path
-from tfprune.keras_graph.trace import trace
+from tfprune.frontend import trace
 
 _BEFORE, _AFTER, _INK = "#b8c4d6", "#2f6db5", "#24292f"
 

@@ -16,7 +16,7 @@ from tfprune.channels.plan import PruningPlan
 from tfprune.channels.removal import can_drop, droppable
 from tfprune.criteria import Criterion, Scorer
 from tfprune.errors import PlanError, Refusal
-from tfprune.keras_graph.trace import trace
+from tfprune.frontend import trace
 from tfprune.selection.patterns import Patterns, holding_all, holding_any
 
 

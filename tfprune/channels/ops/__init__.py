@@ -1,5 +1,6 @@
 """The channel ops that every layer is lowered to, each defined once."""
 
+from tfprune.channels.ops.arrays import Parameter, WithArrays
 from tfprune.channels.ops.base import Facts, Narrowing, Op, Violation
 from tfprune.channels.ops.contract import Contract, Depthwise
 from tfprune.channels.ops.elementwise import (
@@ -46,6 +47,7 @@ __all__ = [
     "Op",
     "Opaque",
     "Pad",
+    "Parameter",
     "Permute",
     "Product",
     "Recurrent",
@@ -57,6 +59,7 @@ __all__ = [
     "Stack",
     "Together",
     "Violation",
+    "WithArrays",
     "is_natural",
     "reshape_blocks",
     "taken_from",

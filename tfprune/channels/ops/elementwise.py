@@ -27,6 +27,11 @@ class Source(Op):
     axes: tuple[int, ...] = ()
     array: NDArray | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether it is the same whatever the model is given."""
+        return self.array is not None
+
     def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
         shape = shapes[self.output]
         if not self.axes:
