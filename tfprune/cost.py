@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import keras
 import numpy as np
 
 from tfprune.channels.graph import ChannelGraph
@@ -59,11 +59,11 @@ class Cost:
         return compare_table(self, after)
 
 
-def cost(model: keras.Model | ChannelGraph) -> Cost:
+def cost(model: Any) -> Cost:
     """Count a model's parameters, MACs and bytes.
 
     Args:
-        model: a built model, or its graph.
+        model: a built Keras model, an ONNX model (a `ModelProto` or the path of a file), or the graph of one.
 
     Raises:
         TraceError: the model cannot be read as a graph.
@@ -111,7 +111,7 @@ _size: Callable[[Weight], int] = lambda weight: weight.size  # noqa: E731
 
 
 def _numpy_dtype(variable) -> str:
-    name = keras.backend.standardize_dtype(variable.dtype)
+    name = str(variable.dtype)
     return "float16" if name == "bfloat16" else name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any, Literal
 
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from tfprune.channels.plan import PruningPlan
 from tfprune.channels.weights import Slot, Weight
 from tfprune.errors import PlanError
-from tfprune.frontend import trace
+from tfprune.frontend import is_onnx, trace
 
 
-def variables_of(model: keras.Model, plan: PruningPlan) -> dict[Weight, Any]:
+def variables_of(model: Any, plan: PruningPlan) -> dict[Weight, Any]:
     """The model's variable for each weight of the plan's graph.
 
     Raises:
@@ -29,7 +30,7 @@ def variables_of(model: keras.Model, plan: PruningPlan) -> dict[Weight, Any]:
     missing = [weight.key for weight in plan.zeros_of if weight.key not in found]
     if missing:
         raise PlanError(
-            f"the plan was made for another model: {model.name} has no weight {missing[0]!r}; "
+            f"the plan was made for another model: {graph.name} has no weight {missing[0]!r}; "
             f"make a new plan with tfprune.select"
         )
     return {weight: found[weight.key] for weight in plan.graph.variables if weight.key in found}
@@ -78,13 +79,10 @@ class Zeroing:
                 _zero(slot, split, mask)
 
 
-def zeros_in(model: keras.Model, plan: PruningPlan) -> list[tuple[Any, NDArray]]:
+def zeros_in(model: Any, plan: PruningPlan) -> list[tuple[Any, NDArray]]:
     """(variable, its array with the plan's slices zeroed), for each that the plan touches; the model is not changed."""
     variables = variables_of(model, plan)
-    return [
-        (variables[weight], plan.zeroed(weight, keras.ops.convert_to_numpy(variables[weight])))
-        for weight in plan.zeros_of
-    ]
+    return [(variables[weight], plan.zeroed(weight, plan.graph.read(variables[weight]))) for weight in plan.zeros_of]
 
 
 def _joined(weight: Weight, slots: list[tuple[Slot, np.ndarray]]) -> list[tuple[tuple[int, ...], np.ndarray]]:
@@ -104,20 +102,20 @@ def _zero(variable: Any, split: tuple[int, ...], mask: Any) -> None:
         variable.assign(keras.ops.reshape(keras.ops.where(mask, keras.ops.reshape(value, split), 0), shape))
 
 
-def soft_prune(model: keras.Model, plan: PruningPlan, *, slots: Literal["keep", "reset"] = "keep") -> None:
+def soft_prune(model: Any, plan: PruningPlan, *, slots: Literal["keep", "reset"] = "keep") -> None:
     """Zero a plan in the model's weights, in place.
 
     Zeroed are the filters (kernel slices that write a channel) and their biases, BatchNormalization's gamma and beta,
     the depthwise slices, and the kernel slices of whoever reads the channel. Moving means and variances stay.
 
     Args:
-        model: the model the plan was made for, or one with the same layers.
+        model: the model the plan was made for, or one with the same layers: Keras, or a loaded `onnx.ModelProto`.
         plan: from `tfprune.select`.
         slots: what becomes of the slots (momentum and the like) of the model's optimizer, if it has one: `"keep"`
             leaves them, and they move zeroed filters away from 0 again; `"reset"` zeroes the same slices there.
 
     Raises:
-        PlanError: the plan was made for another model.
+        PlanError: the plan was made for another model, or `model` is a path: a file is not changed in place.
 
     >>> import keras, numpy, tfprune
     >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
@@ -129,6 +127,14 @@ def soft_prune(model: keras.Model, plan: PruningPlan, *, slots: Literal["keep", 
     Source: He et al., "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks" (arXiv:1808.06866);
     what is zeroed beside the filters follows Tensorflow_Model_Pruning.
     """
+    if is_onnx(model):
+        if isinstance(model, str | os.PathLike):
+            raise PlanError(
+                f"soft_prune changes a model in place, and the path {os.fspath(model)!r} came; onnx.load it"
+            )
+        for variable, array in zeros_in(model, plan):
+            variable.assign(array)
+        return
     zeroing = Zeroing(model, plan)
     zeroing.apply()
     if slots == "reset" and getattr(model, "optimizer", None) is not None:

@@ -6,8 +6,8 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +20,8 @@ from tfprune.channels.plan import PruningPlan
 from tfprune.channels.simplify import Replacement, simplify
 from tfprune.channels.weights import Weight
 from tfprune.cost import Cost, compare_table, cost
-from tfprune.errors import Refusal
-from tfprune.frontend import rebuild, trace
+from tfprune.errors import PlanError, Refusal
+from tfprune.frontend import is_onnx, rebuild, trace
 from tfprune.soft import zeros_in
 from tfprune.verify import Verification
 from tfprune.verify import verify as verified
@@ -32,7 +32,7 @@ class StripResult:
     """A smaller model and its proof.
 
     Attributes:
-        model: plain Keras; saves and loads where tfprune is not installed.
+        model: plain Keras, which saves and loads where tfprune is not installed; or an `onnx.ModelProto`.
         plan: what was removed.
         removed_layers: layers that are gone altogether.
         refusals: what was zero, or asked for, and stayed, and why.
@@ -43,7 +43,7 @@ class StripResult:
         moved: with a plan, how far the outputs are from the model's as it was given; None if not asked for.
     """
 
-    model: keras.Model
+    model: Any
     plan: PruningPlan
     removed_layers: tuple[str, ...]
     refusals: tuple[Refusal, ...]
@@ -63,7 +63,7 @@ class StripResult:
     def __str__(self) -> str:
         if not self.plan and not self.removed_layers:
             what = "nothing could be removed" if self.refusals else "there was nothing to remove"
-            parts = [f"{self.model.name}: {what}; the model is as it was"]
+            parts = [f"{self.cost_before.name}: {what}; the model is as it was"]
         else:
             parts = [compare_table(self.cost_before, self.cost_after)]
         if self.removed_layers:
@@ -78,7 +78,7 @@ class StripResult:
 
 
 def strip(
-    model: keras.Model,
+    model: Any,
     plan: PruningPlan | None = None,
     *,
     verify: bool = True,
@@ -94,7 +94,7 @@ def strip(
     Sums and products with a constant side disappear with the branch that fed them.
 
     Args:
-        model: any model that `tfprune.trace` can follow. It is not changed.
+        model: any model that `tfprune.trace` can follow, Keras or ONNX. It is not changed.
         plan: remove these channels and no others; as if `soft_prune(model, plan)` had come first. None: everything
             that is provably removable.
         verify: compare the outputs on random inputs before returning.
@@ -103,15 +103,16 @@ def strip(
         samples, seed: of the random inputs.
         carry_optimizer: compile the stripped model as `model` is compiled, with what is left of its optimizer's state,
             so that training goes on: momentum and the like lose the slices that their variables lose; iterations and
-            learning rate are kept. Otherwise the stripped model is not compiled.
+            learning rate are kept. Otherwise the stripped model is not compiled. For Keras models.
 
     Returns:
         a `StripResult`; print it for the table. The model in it is Sequential where `model` is, functional otherwise,
-        with inputs and outputs in the same order and structure.
+        with inputs and outputs in the same order and structure; an `onnx.ModelProto` where `model` is ONNX, with the
+        same names.
 
     Raises:
         TraceError: the model cannot be read as a graph.
-        PlanError: the plan was made for another model.
+        PlanError: the plan was made for another model, or an optimizer is to be carried over that ONNX does not have.
         VerificationError: the outputs differ. The wrong model is not returned.
 
     >>> import keras, tfprune
@@ -122,7 +123,10 @@ def strip(
     4
     """
     clock = _Clock()
+    if carry_optimizer and is_onnx(model):
+        raise PlanError("carry_optimizer=True needs a Keras model: an ONNX model has no optimizer")
     original = trace(model)
+    model = original.model  # where a path was given
     clock.lap("trace")
     graph, facts, replacements = _simplified(original, plan)
     wanted = removable(graph, facts)
@@ -140,7 +144,7 @@ def strip(
     if verify:
         compared = functools.partial(verified, model, stripped, samples=samples, seed=seed, tolerance=tolerance)
         verification = compared(weights=() if plan is None else zeros_in(model, plan))
-        verification.raise_if_different(f"stripping {model.name}")
+        verification.raise_if_different(f"stripping {original.name}")
         moved = None if plan is None else compared()
         clock.lap("verify")
     notes: tuple[str, ...] = ()

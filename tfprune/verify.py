@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 
 from tfprune.errors import VerificationError
+from tfprune.frontend import is_onnx
 from tfprune.keras_graph.expand import input_structure, readers, whole
 
 # Of the largest output. float64 networks agree to rounding; float32 ones to what a sum in another order costs.
@@ -167,9 +170,14 @@ def tolerance_of(model: keras.Model) -> float:
     return max(rough, *(TOLERANCE.get(dtype, 0.0) for dtype in dtypes))
 
 
+def _runner(model: Any) -> Any:
+    """Where `random_inputs`, `run` and `tolerance_of` for this kind of model are."""
+    return importlib.import_module("tfprune.onnx_graph.run" if is_onnx(model) else __name__)
+
+
 def verify(
-    reference: keras.Model,
-    other: keras.Model | Callable[[list[np.ndarray]], Sequence[np.ndarray]],
+    reference: Any,
+    other: Any | Callable[[list[np.ndarray]], Sequence[np.ndarray]],
     *,
     samples: int = 2,
     seed: int = 0,
@@ -180,8 +188,8 @@ def verify(
     """Run both models on the same random inputs and report how far apart they are.
 
     Args:
-        reference: a built Keras model.
-        other: a Keras model with the same inputs, or a function from a list of input arrays to a list of outputs.
+        reference: a built Keras model, or an ONNX model (a `ModelProto` or the path of a file).
+        other: a model with the same inputs, or a function from a list of input arrays to a list of outputs.
         samples: the batch of random inputs.
         seed: of the random inputs.
         tolerance: a fraction of the largest output; by default 1e-5 for float32 and 1e-12 for float64 (1e-6 where
@@ -192,8 +200,10 @@ def verify(
     Returns:
         A `Verification`; ask it `.equal`, or call `.raise_if_different(what)`.
     """
-    arrays = list(random_inputs(reference, samples, seed) if inputs is None else inputs)
-    expected = run(reference, arrays, weights)
-    got = run(other, arrays) if isinstance(other, keras.Model) else list(other(arrays))
-    limit = tolerance_of(reference) if tolerance is None else tolerance
+    own = _runner(reference)
+    arrays = list(own.random_inputs(reference, samples, seed) if inputs is None else inputs)
+    expected = own.run(reference, arrays, weights)
+    known = isinstance(other, keras.Model) or is_onnx(other)
+    got = _runner(other).run(other, arrays) if known else list(other(arrays))
+    limit = own.tolerance_of(reference) if tolerance is None else tolerance
     return compare(expected, got, limit, samples=len(arrays[0]))

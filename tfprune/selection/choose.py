@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +21,7 @@ from tfprune.selection.patterns import Patterns, holding_all, holding_any
 
 
 def select(
-    model: keras.Model | ChannelGraph,
+    model: Any,
     criterion: str | Criterion = "redundancy",
     *,
     threshold: float | None = None,
@@ -35,7 +35,7 @@ def select(
     """Choose which channels go, and change nothing.
 
     Args:
-        model: a model, or its graph from `tfprune.trace` (which saves tracing it again).
+        model: a model, Keras or ONNX, or its graph from `tfprune.trace` (which saves tracing it again).
         criterion: `redundancy`, `redundancy_legacy`, `l1`, `l2`, or a function of a `GroupView`.
         threshold: a fraction in [0, 1]: channels more redundant than this go. Redundancy is 1 - score for criteria
             whose scores are fractions, and 1 - score / the group's largest score for norms.
