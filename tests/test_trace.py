@@ -447,7 +447,7 @@ def test_bad_input():
         def call(self, x):
             return x
 
-    with pytest.raises(TraceError, match=r"keras\.Model is needed, and a str"):
+    with pytest.raises(TraceError, match=r"'model.keras' does not exist.*onnx file or a loaded keras.Model"):
         tfprune.trace("model.keras")
     with pytest.raises(TraceError, match="Subclassed.*call it once on data"):
         tfprune.trace(Subclassed())

@@ -98,7 +98,7 @@ def load(model: Any) -> onnx.ModelProto:
     outside = [t.name for t in tensors(model.graph) if t.data_location == TensorProto.EXTERNAL]
     if outside:
         raise TraceError(
-            f"the weights of the ONNX model are still in another file ({outside[0]!r}); give the path of the .onnx file, "
+            f"the weights of the ONNX model are still in another file ({outside[0]!r}); give the path of the file, "
             f"or load it with onnx.load(path)"
         )
     found = sorted({node.op_type for node in model.graph.node} & _QUANTIZED)
@@ -112,7 +112,7 @@ def load(model: Any) -> onnx.ModelProto:
 
 def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        raise TraceError(f"{str(path)!r} does not exist or is no file; give the path of an .onnx file")
+        raise TraceError(f"{str(path)!r} does not exist or is no file; give an .onnx file or a loaded keras.Model")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
@@ -134,7 +134,7 @@ def _check_place(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
     place = (folder / about.get("location", "")).resolve()
     if not place.is_relative_to(folder):
         raise TraceError(
-            f"{str(path)!r} says that the weight {tensor.name!r} is in {about.get('location')!r}, outside of the model's "
+            f"{str(path)!r} puts the weight {tensor.name!r} into {about.get('location')!r}, outside of the model's "
             f"folder, which is not read"
         )
     if not place.is_file():
