@@ -120,7 +120,8 @@ def test_channels_import_numpy_and_scipy_alone():
 def test_channels_load_without_a_framework():
     code = (
         "import sys, tfprune, tfprune.channels.graph, tfprune.channels.plan, tfprune.channels.simplify, "
-        "tfprune.channels.take, tfprune.channels.narrow, tfprune.channels.facts, tfprune.channels.removal\n"
+        "tfprune.channels.take, tfprune.channels.narrow, tfprune.channels.facts, tfprune.channels.removal, "
+        "tfprune.channels.parts, tfprune.channels.pieces\n"
         "bad = {'tensorflow', 'keras', 'onnx', 'torch', 'jax'} & set(sys.modules)\n"
         "assert not bad, bad"
     )

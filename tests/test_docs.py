@@ -48,3 +48,16 @@ def test_a_rule_of_ones_own(own_layers):
 def test_the_rule_is_about_ten_lines():
     rule = blocks("your_own_layers.md")[0].partition("@tfprune.register_rule")[2]
     assert len(rule.strip().splitlines()) <= 12
+
+
+def test_plans_as_the_page_has_them(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(DOCS.parent))
+    scope: dict = {}
+    for block in blocks("plans.md"):
+        exec(compile(block, "plans.md", "exec"), scope)
+    shown = re.findall(r"```text\n(.*?)```", (DOCS / "plans.md").read_text(), flags=re.DOTALL)
+    printed = capsys.readouterr().out
+    for text in shown:
+        assert text in printed
+    assert scope["smaller"].shape == (3, 3, 128, 126)
+    assert scope["plan"].channels == {"layer2_1_conv1": (0, 7)}

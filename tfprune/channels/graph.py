@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.labels import Indices, Labels, Shape
 from tfprune.channels.ops import Contract, Narrowing, Op, Opaque, Recurrent
+from tfprune.channels.parts import STATISTIC, named, share, side_of
 from tfprune.channels.weights import Slot, Weight
-from tfprune.tables import table
+from tfprune.tables import listed, table
+
+if TYPE_CHECKING:
+    from tfprune.channels.plan import PruningPlan
 
 
 @dataclass(eq=False)
@@ -133,8 +137,30 @@ class ChannelGroup:
         return tuple(dict.fromkeys(member.layer for member in self.members if member.slot.kind in roles))
 
     def __repr__(self) -> str:
-        state = "prunable" if self.prunable else f"stays: {self.reason}"
-        return f"<ChannelGroup {self.name}, width {self.width}, {state}>"
+        return f"<ChannelGroup {self.name}, width {self.width}, {self._state}>"
+
+    def __str__(self) -> str:
+        """What depends on the channels: each layer and weight, and how many numbers each channel has there."""
+        sides: dict[tuple[str, str], list[Member]] = {}
+        for member in self.members:
+            sides.setdefault((member.layer, side_of(member.slot)), []).append(member)
+        rows = []
+        for (layer, side), members in sides.items():
+            moving = [member for member in members if member.role == STATISTIC]
+            trained = [member for member in members if member.role != STATISTIC]
+            weights = list(dict.fromkeys(member.slot.weight for member in trained + moving))
+            rows.append((layer, side, named(weights), self._numbers(trained), self._numbers(moving) or None))
+        header = ("layer", "side", "in", "parameters a channel", "statistics")
+        return table(f"{self.name}: {self.width} channels, {self._state}", header, rows)
+
+    def _numbers(self, members: Sequence[Member]) -> float:
+        """How many numbers one channel has in them."""
+        numbers = sum(share(member.slot) * len(member.positions) for member in members) / self.width
+        return int(numbers) if numbers == int(numbers) else numbers
+
+    @property
+    def _state(self) -> str:
+        return "prunable" if self.prunable else f"stays: {self.reason}"
 
 
 class ChannelGraph:
@@ -365,6 +391,36 @@ class ChannelGraph:
             return group
         raise KeyError(name)
 
+    def plan(self, layer: str | Mapping[str, Sequence[int]], channels: Sequence[int] | None = None) -> PruningPlan:
+        """A plan that takes these channels, and with them whatever depends on them; nothing is changed.
+
+        Args:
+            layer: the name of a layer, whose output channels are counted, or of a channel group. For several at once a
+                dictionary from names to channels.
+            channels: which go, counted from 0.
+
+        Returns:
+            a `PruningPlan`; print it to see every layer and weight it touches, and how many parameters go.
+
+        Raises:
+            PlanError: there is no such layer or channel, one is named twice or may not go, or nothing would be left.
+
+        >>> import keras, tfprune
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, name="a"),
+        ...                           keras.layers.Conv2D(4, 3, name="b")], name="two")
+        >>> print(tfprune.trace(model).plan("a", channels=[2, 6]).details())
+         layer   loses                    of                       parameters
+         ────────────────────────────────────────────────────────────────────
+         a       output channels [2, 6]   kernel 3x3x3x8, bias 8           56
+         b       input channels [2, 6]    kernel 3x3x8x4                   72
+        128 parameters go
+        """
+        from tfprune.channels.plan import PruningPlan  # which is made of this module
+
+        return PruningPlan.from_layers(
+            self, {layer: () if channels is None else channels} if isinstance(layer, str) else layer
+        )
+
     def replaced(self, replacements: dict[int, tuple[Op, ...]]) -> ChannelGraph:
         """The same graph with other ops for some calls (by number), and without what nobody needs any more."""
         calls = [copy.copy(call) for call in self.calls]
@@ -406,16 +462,6 @@ class ChannelGraph:
     def __repr__(self) -> str:
         prunable = sum(group.prunable for group in self.groups)
         return f"<ChannelGraph of {self.name}: {len(self.calls)} calls, {len(self.groups)} groups, {prunable} prunable>"
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, and how many more there are.
-
-    >>> listed(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def needed_values(calls: Iterable[Call], outputs: Sequence[int], boundaries: Sequence[Boundary]) -> set[int]:

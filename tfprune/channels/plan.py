@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfprune.channels.graph import ChannelGraph, listed
+from tfprune.channels.graph import ChannelGraph, ChannelGroup
 from tfprune.channels.ops import Affine, Contract
+from tfprune.channels.parts import Loss, Part, as_table, parts, total
 from tfprune.channels.weights import Slot, Weight
-from tfprune.errors import PlanError, Refusal
-from tfprune.tables import table
+from tfprune.errors import PlanError, Refusal, nearest
+from tfprune.tables import listed, table
 
 
 def zeroable(graph: ChannelGraph) -> list[Slot]:
     """Where channels live in weights that soft pruning zeroes: all but statistics and slopes."""
-    return [slot for slot in graph.labels.slots.values() if not slot.role.startswith(("statistic", "slope"))]
+    return [slot for slot in graph.labels.slots.values() if is_zeroed(slot)]
+
+
+def is_zeroed(slot: Slot) -> bool:
+    """Whether soft pruning zeroes what lives in a slot: what statistics and slopes act on is 0 already."""
+    return not slot.role.startswith(("statistic", "slope"))
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,31 @@ class PruningPlan:
         """How many channels go, counted once a group."""
         return sum(map(len, self.channels.values()))
 
+    @cached_property
+    def parts(self) -> list[Part]:
+        """What each layer loses, in the order of the model; what stays where it is for lack of a slot is not here."""
+        return parts(self.losses())
+
+    @property
+    def parameters(self) -> int:
+        """How many trained numbers go with the channels."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def statistics(self) -> int:
+        """How many moving means and variances go with them."""
+        return sum(part.statistics for part in self.parts)
+
+    def losses(self) -> Iterator[Loss]:
+        """(slot, which of its flat labels go), for every weight that loses something, moving statistics among them."""
+        whole = self._whole_weights()
+        for slot in self.graph.labels.slots.values():
+            gone = self.gone[self.graph.channel_of[slot.labels.ravel()]]
+            if slot.weight in whole and slot.role != "read":
+                gone = np.ones_like(gone)
+            if gone.any():
+                yield slot, gone
+
     def __bool__(self) -> bool:
         return bool(self.gone.any() or self.layers)
 
@@ -69,13 +100,7 @@ class PruningPlan:
         Kernels (both sides), biases, BatchNormalization's gamma and beta. Statistics and slopes stay: what they act on
         is 0.
         """
-        whole = self._whole_weights()
-        for slot in zeroable(self.graph):
-            gone = self.gone[self.graph.channel_of[slot.labels.ravel()]]
-            if slot.weight in whole and slot.role != "read":
-                gone = np.ones_like(gone)
-            if gone.any():
-                yield slot, gone
+        return ((slot, gone) for slot, gone in self.losses() if is_zeroed(slot))
 
     def _whole_weights(self) -> set[Weight]:
         """The weights of whole layers: the kernel and bias, and the scale and shift right behind them."""
@@ -179,6 +204,31 @@ class PruningPlan:
         return cls(graph, gone, tuple(layers), request=request)
 
     @classmethod
+    def from_layers(cls, graph: ChannelGraph, wanted: Mapping[str, Sequence[int]]) -> PruningPlan:
+        """A plan from names of layers (or groups) and channels; see `ChannelGraph.plan`.
+
+        Raises:
+            PlanError: there is no such layer or channel, one is named twice or may not go, or nothing would be left.
+        """
+        if not wanted:
+            raise PlanError("name at least one layer and its channels: graph.plan('conv1', channels=[2, 6, 9])")
+        owners = {int(unit): group for group in graph.groups for unit in group.units}
+        chosen: dict[str, set[int]] = {}
+        for name, channels in wanted.items():
+            candidates = _units_of(graph, name)
+            for unit in np.unique(candidates[checked(name, channels, len(candidates))]).tolist():
+                group = owners.get(unit)
+                if group is None or not group.prunable:
+                    reason = group.reason if group else "no layer's filters write them"
+                    raise PlanError(f"the channels of {name!r} stay: {reason}")
+                chosen.setdefault(group.name, set()).add(unit)
+        for name, units in chosen.items():
+            _something_left(graph.group(name), units)
+        gone = graph.channels_of(np.array(sorted(set().union(*chosen.values())), np.intp))
+        request = ", ".join(f"{name} [{listed([str(c) for c in channels], 8)}]" for name, channels in wanted.items())
+        return cls(graph, gone, request=request)
+
+    @classmethod
     def from_json(cls, text: str, graph: ChannelGraph) -> PruningPlan:
         """Read a plan that `to_json` wrote, for the same model.
 
@@ -204,8 +254,105 @@ class PruningPlan:
                 shown = listed([str(index) for index in gone], most=8)
                 rows.append((group.name, group.width, group.width - len(gone), shown))
         title = f"{self.graph.name}: {self.pruned} channels go" + (f" ({self.request})" if self.request else "")
-        parts = [table(title, ("group", "width", "left", "channels that go"), rows)] if rows else []
-        parts = parts or [f"{title}: nothing is pruned"]
-        parts += [f"{layer}: zeroed whole" for layer in self.layers]
-        parts += [str(refusal) for refusal in self.refusals]
-        return "\n".join(parts)
+        lines = [table(title, ("group", "width", "left", "channels that go"), rows)] if rows else []
+        lines = lines or [f"{title}: nothing is pruned"]
+        if self:
+            layers = len({part.layer for part in self.parts})
+            short = f"{total(self.parts)}, from {layers} layers; plan.details() lists them"
+            lines.append(f"\n{self.details()}" if len(self.parts) <= _FEW else short)
+        lines += [f"{layer}: zeroed whole" for layer in self.layers]
+        lines += [str(refusal) for refusal in self.refusals]
+        return "\n".join(lines)
+
+    def details(self) -> str:
+        """Every layer and weight that the plan touches, how many parameters go from each, and the sum."""
+        if not self:
+            return "nothing is pruned"
+        passing = self._passing()
+        through = f"\nlayers without weights that they pass through: {', '.join(passing)}" if passing else ""
+        return as_table("", self.parts) + through
+
+    def _passing(self) -> list[str]:
+        """The layers that have the channels as inputs or outputs, and no weights for them."""
+        known = {part.layer for part in self.parts}
+        found = {}
+        for call in self.graph.calls:
+            labels = [self.graph.labels.of[value].ravel() for value in (*call.inputs, *call.outputs)]
+            if any(self.gone[self.graph.channel_of[own]].any() for own in labels):
+                found[call.layer] = call.layer in known or any(part.startswith(f"{call.layer}/") for part in known)
+        return [layer for layer, weighs in found.items() if not weighs]
+
+
+_FEW = 24  # so many rows are printed with the plan itself
+
+
+def checked(name: str, channels: Sequence[int], width: int) -> NDArray[np.intp]:
+    """Indices of channels that exist, each named once.
+
+    Raises:
+        PlanError: one does not exist, or is named twice, or none are named.
+    """
+    numbers = list(channels) if isinstance(channels, Iterable) and not isinstance(channels, str) else [channels]
+    if not numbers or channels is None:
+        raise PlanError(f"name the channels of {name!r} that go; none came")
+    for number in numbers:
+        if isinstance(number, bool | np.bool_) or not isinstance(number, int | np.integer):
+            raise PlanError(f"the channels of {name!r} are a list of whole numbers, and {number!r} came")
+    wrong = [int(number) for number in numbers if not 0 <= number < width]
+    if wrong:
+        raise PlanError(f"{name!r} has channels 0 to {width - 1}, and {wrong} came")
+    twice = sorted({int(n) for n in numbers if numbers.count(n) > 1})
+    if twice:
+        raise PlanError(f"the channels {twice} of {name!r} are named twice")
+    return np.array(numbers, np.intp)
+
+
+def slots_of(graph: ChannelGraph, layer: str) -> list[Slot]:
+    """Where channels live in a layer's weights, those of the layers inside of it among them (an LSTM's cell)."""
+    used = {weight for op in graph.ops if op.layer == layer for weight in op.weights()}
+    return [slot for slot in graph.labels.slots.values() if slot.weight.layer == layer or slot.weight in used]
+
+
+def _own_slot(graph: ChannelGraph, layer: str) -> Slot | None:
+    """Where the channels that a layer writes, or has numbers of its own for, live in its weights; None if nowhere.
+
+    Raises:
+        PlanError: it writes several widths, as attention does.
+    """
+    own = slots_of(graph, layer)
+    for kinds in (("write",), ("depthwise", "scale", "shift", "statistic", "slope")):
+        found = [slot for slot in own if slot.kind in kinds]
+        widths = {graph.unit_of[slot.labels.ravel()].tobytes() for slot in found}
+        if len(widths) > 1:
+            names = ", ".join(dict.fromkeys(slot.weight.layer for slot in found))
+            raise PlanError(f"{layer!r} writes several widths; name one of {names}")
+        if found:
+            return found[0]
+    return None
+
+
+def _units_of(graph: ChannelGraph, name: str) -> NDArray[np.intp]:
+    """The unit of each of a layer's output channels, or of a group's channels.
+
+    Raises:
+        PlanError: there is no such layer or group, or the layer has no channels of its own.
+    """
+    slot = _own_slot(graph, name)
+    if slot is not None:
+        return graph.unit_of[slot.labels.ravel()]
+    for group in graph.groups:
+        if group.name == name:
+            return group.units
+    known = list(dict.fromkeys(call.layer for call in graph.calls))
+    if name in known:
+        raise PlanError(f"{name!r} has no channels of its own; name the layer whose filters write them")
+    names = dict.fromkeys([*known, *(group.name for group in graph.groups)])
+    raise PlanError(f"{graph.name} has no layer or channel group {name!r}{nearest(str(name), names)}")
+
+
+def _something_left(group: ChannelGroup, units: set[int]) -> None:
+    if len(units) == group.width:
+        raise PlanError(
+            f"the plan would take all {group.width} channels of {group.name!r}; leave at least one, or zero a whole "
+            f"layer with tfprune.select(..., layers=True)"
+        )
