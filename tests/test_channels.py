@@ -43,6 +43,7 @@ FLOW = (
     {"criteria"},
     {
         "selection",
+        "sensitivity",
         "schedules",
         "soft",
         "soft_pruning",

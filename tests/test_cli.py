@@ -92,7 +92,7 @@ def failure(capsys, *arguments):
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    for name in ("inspect", "prune", "strip", "export", "cost", "verify"):
+    for name in ("inspect", "prune", "strip", "export", "cost", "sensitivity", "verify"):
         assert f"  {name}" in printed
     assert main([]) == 2
 

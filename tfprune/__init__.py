@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tfprune.monitor import ConvergenceMonitor
     from tfprune.pruning import Pruning
     from tfprune.selection import select
+    from tfprune.sensitivity import sensitivity
     from tfprune.soft import soft_prune
     from tfprune.soft_pruning import SoftPruning
     from tfprune.strip import StripResult, strip
@@ -38,6 +39,7 @@ _HOMES = {
     "export": "export",
     "register_rule": "keras_graph.lowering",
     "select": "selection",
+    "sensitivity": "sensitivity",
     "soft_prune": "soft",
     "strip": "strip",
     "trace": "frontend",
@@ -56,6 +58,7 @@ __all__ = [
     "export",
     "register_rule",
     "select",
+    "sensitivity",
     "soft_prune",
     "strip",
     "trace",

@@ -24,20 +24,35 @@ def carry(model: keras.Model, rebuilt: Rebuilt) -> tuple[str, ...]:
     Returns:
         what could not be carried over, in words.
     """
-    settings = dict(getattr(getattr(model, "_compile_config", None), "config", {}))
     optimizer = getattr(model, "optimizer", None)
-    if not settings or optimizer is None:
+    if not compile_settings(model) or optimizer is None:
         return (f"{model.name} is not compiled: there is no optimizer to carry over",)
-    notes: list[str] = []
     new = _made_again(optimizer)
-    for name in ("metrics", "weighted_metrics"):
-        settings[name] = _anew(settings.get(name), notes)
-    # A loss scale was added by the first compile, if one was wanted.
-    rebuilt.model.compile(**{**settings, "optimizer": new}, auto_scale_loss=False)
+    notes = compile_as(model, rebuilt.model, new)
     if optimizer.built:
         new.build(rebuilt.model.trainable_variables)
         notes += _carried(optimizer, new, rebuilt)
     return tuple(dict.fromkeys(notes))
+
+
+def compile_settings(model: keras.Model) -> dict[str, Any]:
+    """What `model.compile` was given; nothing if it is not compiled."""
+    return dict(getattr(getattr(model, "_compile_config", None), "config", {}))
+
+
+def compile_as(model: keras.Model, other: keras.Model, optimizer: Any) -> list[str]:
+    """Compile `other` as `model` is compiled, with another optimizer; metrics start anew.
+
+    Returns:
+        the metrics that could not be made again, and why.
+    """
+    notes: list[str] = []
+    settings = compile_settings(model)
+    for name in ("metrics", "weighted_metrics"):
+        settings[name] = _anew(settings.get(name), notes)
+    # A loss scale was added by the first compile, if one was wanted.
+    other.compile(**{**settings, "optimizer": optimizer}, auto_scale_loss=False)
+    return notes
 
 
 def _made_again(optimizer: Any) -> Any:

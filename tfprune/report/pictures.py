@@ -22,6 +22,7 @@ from tfprune.channels.graph import Call, ChannelGraph
 from tfprune.errors import PlanError
 from tfprune.files import atomic_path
 from tfprune.frontend import trace
+from tfprune.sensitivity import Sensitivity
 
 _BEFORE, _AFTER, _INK = "#b8c4d6", "#2f6db5", "#24292f"
 
@@ -111,6 +112,42 @@ def failure_rates(table: str | os.PathLike, path: str | os.PathLike) -> Path:
     axes.set_xticks(epochs if len(epochs) <= 30 else epochs[:: len(epochs) // 15])
     axes.set_xlabel("epochs after the first zeroing")
     axes.set_ylabel("zeroed filters that came back, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def sensitivity(result: Sensitivity, path: str | os.PathLike, max_drop: float | None = None) -> Path:
+    """The metric over the ratio pruned: a line a channel group, a thick one for all together.
+
+    The model that was really stripped is drawn as circles, which lie on the lines of the one that was zeroed.
+
+    Args:
+        result: of `tfprune.sensitivity`.
+        path: of the picture.
+        max_drop: draw the limit that `result.ratios(max_drop)` goes by, in the metric's own unit.
+    """
+    figure = Figure(figsize=(8, 4.5))
+    axes = figure.subplots()
+    palette = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, max(1, len(result.curves))))
+    ratios = [0.0, *result.swept]
+    for curve in result.all_curves:
+        together = curve is result.together
+        colour = _INK if together else palette[result.curves.index(curve)]
+        style = {"linewidth": 2.5, "linestyle": "--"} if together else {"linewidth": 1.3}
+        axes.plot(ratios, [result.baseline, *curve.values], color=colour, label=curve.group, **style)
+        if curve.removed is not None:
+            axes.plot(result.swept, curve.removed, "o", markersize=5, markerfacecolor="none", color=colour)
+    axes.axhline(result.baseline, color=_INK, linewidth=0.8, linestyle=":")
+    if max_drop is not None:
+        limit = result.baseline - max_drop if result.better == "higher" else result.baseline + max_drop
+        axes.axhline(limit, color="#c0392b", linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, max(ratios) * 1.02)
+    axes.set_xlabel("fraction of the channels that is pruned")
+    axes.set_ylabel(result.metric)
+    note = " (circles: really removed)" if any(curve.removed is not None for curve in result.all_curves) else ""
+    axes.set_title(f"{result.model} pruned by {result.criterion}, without training{note}", fontsize=11)
+    columns = 1 + len(result.all_curves) // 20
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
 

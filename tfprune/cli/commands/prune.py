@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tfprune.cli import models, progress
+from tfprune.cli import datasets, models, progress
 from tfprune.cli.command import Command, Flag, UsageError
 from tfprune.cli.commands.export import FORMATS, OPSET
 from tfprune.errors import DataError, TfpruneError
@@ -16,19 +16,17 @@ def _run(options: SimpleNamespace) -> None:
     import keras
 
     import tfprune
-    from tfprune import data
     from tfprune.files import atomic_path, output_directory
     from tfprune.report.stages import RunReport, measure
 
     output = output_directory(options.output_dir)
     keras.utils.set_random_seed(options.seed)
-    dataset = data.from_function(options.data) if options.data else data.load(options.dataset or "digits")
-    dataset = dataset.head(options.train_samples, options.test_samples)
+    dataset = datasets.load(options)
     print(dataset)
     model = models.load(options.model, dataset.shape, dataset.classes)
     dataset.check_model(model)
     _check_patterns_and_formats(model, options)
-    _compile(model, options.learning_rate)
+    models.compile_classifier(model, options.learning_rate)
 
     if options.train_epochs:
         _fit(model, dataset, options, "training", options.train_epochs)
@@ -56,8 +54,7 @@ def _run(options: SimpleNamespace) -> None:
 
 def _check(options: SimpleNamespace) -> None:
     """What no single flag can say."""
-    if options.data and options.dataset:
-        raise UsageError("give either --dataset or --data, not both")
+    datasets.check(options)
     if options.ratio is not None and options.thresholds is not None:
         raise UsageError("give either --thresholds or --ratio, not both")
     if options.ratio is None and options.thresholds is None:
@@ -75,22 +72,6 @@ def _check_patterns_and_formats(model: Any, options: SimpleNamespace) -> None:
     tfprune.select(
         model, options.criterion, only=options.only, ignore=options.ignore, round_to=options.round_to, **amount
     )
-
-
-def _compile(model: Any, learning_rate: float) -> None:
-    import keras
-
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not _gives_probabilities(model))
-    model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
-
-
-def _gives_probabilities(model: Any) -> bool:
-    import keras
-
-    last = model.outputs[0]._keras_history.operation
-    if isinstance(last, keras.Model):
-        return _gives_probabilities(last)
-    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
 
 
 def _fit(model: Any, dataset: Any, options: SimpleNamespace, title: str, epochs: int, *callbacks: Any) -> None:
@@ -180,16 +161,8 @@ COMMAND = Command(
     ),
     flags=(
         models.MODEL,
-        Flag(
-            "dataset",
-            "digits (offline), cifar10, fashion_mnist or mnist (downloaded), or an .npz file with the arrays x_train, "
-            "y_train, x_test and y_test. Without --data: digits.",
-            "digits|cifar10|fashion_mnist|mnist|PATH.npz",
-        ),
-        Flag("data", "A function that returns (x_train, y_train), (x_test, y_test).", "module:function"),
+        *datasets.SOURCE,
         Flag("output_dir", "Where everything goes; created if need be.", "DIR", required=True),
-        Flag("train_samples", "Use only the first so many training samples.", "N", kind="integer", low=1),
-        Flag("test_samples", "Use only the first so many test samples.", "N", kind="integer", low=1),
         Flag("train_epochs", "Epochs before pruning; 0 for a model that is trained.", "N", 10, "integer", low=0),
         Flag("epochs", "Epochs at each threshold and retry, or in all for --ratio.", "N", 3, "integer", low=1),
         Flag("batch_size", "Samples a step.", "N", 64, "integer", low=1),
