@@ -15,9 +15,10 @@ import numpy as np
 from tfprune.carry import compile_as, compile_settings
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.plan import PruningPlan
-from tfprune.criteria import Criterion, GroupWeights, criterion_named
-from tfprune.errors import DataError, PlanError, Refusal
-from tfprune.keras_graph.trace import nearest, trace
+from tfprune.criteria.base import Criterion, GroupView, Unscored
+from tfprune.criteria.scoring import Scorer
+from tfprune.errors import DataError, PlanError, Refusal, nearest
+from tfprune.keras_graph.trace import trace
 from tfprune.selection import Amount, select
 from tfprune.soft import Zeroing
 from tfprune.strip import strip
@@ -39,6 +40,8 @@ def sensitivity(
     mode: Literal["both", "layerwise", "full"] = "both",
     metric: str | Callable[[keras.Model, Any], float] | None = None,
     better: Better | None = None,
+    sample: Any = None,
+    loss: Any = None,
     only: str | Sequence[str] | None = None,
     round_to: int = 1,
     heads: bool = False,
@@ -64,6 +67,8 @@ def sensitivity(
             compiled metric, or the loss where there is none. Or a function of a model and the data that gives a number;
             it must not train the model that it is given.
         better: whether `higher` or `lower` is better. Keras knows it of its own metrics; for a function it is `higher`.
+        sample, loss: what criteria that need data look at (by default `data` too), and what gradients are of (by
+            default the compiled loss).
         only, round_to, heads: see `tfprune.select`.
         remove: also remove the same channels with `tfprune.strip` and evaluate the smaller model. Takes longer: each
             model is compiled anew.
@@ -100,7 +105,8 @@ def sensitivity(
         raise PlanError(f"mode is 'layerwise', 'full' or 'both', and {mode!r} came")
     measure = _Measure(model, data, metric, better, batch_size, steps)
     graph = trace(model)
-    plans = _plans(graph, criterion, swept, round_to=round_to, scopes=only, heads=heads)
+    scorer = Scorer(graph, criterion, data=data if sample is None else sample, loss=loss)
+    plans = _plans(graph, scorer, swept, round_to=round_to, scopes=only, heads=heads)
     scored = list(plans[0].redundancies)
     wanted: dict[str, list[PruningPlan]] = {}
     if mode != "full":
@@ -123,9 +129,9 @@ def sensitivity(
             pruned = tuple(part.pruned for part in parts)
             curves.append(Curve(name, widths[name], pruned, values, removed if remove else None))
     together = curves.pop() if mode != "layerwise" else None
-    by = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
     refusals = tuple(refusal for refusal in plans[0].refusals if refusal.layer not in scored)
-    return Sensitivity(model.name, by, measure.name, measure.better, baseline, swept, tuple(curves), together, refusals)
+    by = scorer.name, measure.name, measure.better
+    return Sensitivity(model.name, *by, baseline, swept, tuple(curves), together, refusals)
 
 
 @dataclass(frozen=True)
@@ -291,29 +297,32 @@ def _checked_ratios(ratios: Sequence[float], round_to: int) -> tuple[float, ...]
     return tuple(sorted({float(ratio) for ratio in given}))
 
 
-def _plans(
-    graph: ChannelGraph, criterion: str | Criterion, swept: Sequence[float], **options: Any
-) -> list[PruningPlan]:
+def _plans(graph: ChannelGraph, scorer: Scorer, swept: Sequence[float], **options: Any) -> list[PruningPlan]:
     """The plan of each ratio: what `select` chooses, with every group scored once."""
-    score = _Once(criterion_named(criterion))
-    plans = [select(graph, score, ratio=ratio, **options) for ratio in swept]
-    if not plans[-1].redundancies:
-        reasons = "\n".join(map(str, plans[-1].refusals)) or "it has no channel groups"
+    once = _Once(scorer)
+    plans = [select(graph, once, ratio=ratio, **options) for ratio in swept]
+    if not plans[0].redundancies:
+        reasons = "\n".join(map(str, plans[0].refusals)) or "it has no channel groups"
         raise PlanError(f"nothing can be pruned of {graph.name}:\n{reasons}")
     return plans
 
 
 class _Once:
-    """A criterion that remembers its scores."""
+    """A criterion that remembers what another one has said."""
 
-    def __init__(self, score: Criterion):
-        self._score, self._known = score, dict[str, Any]()
+    def __init__(self, scorer: Scorer):
+        self._scorer, self._scores = scorer, scorer([])
+        self.absolute = self._scores.absolute
 
-    def __call__(self, weights: GroupWeights) -> Any:
-        name = weights.group.name
-        if name not in self._known:
-            self._known[name] = self._score(weights)
-        return self._known[name]
+    def __call__(self, view: GroupView) -> Any:
+        name = view.group.name
+        if name not in self._scores and name not in self._scores.refused:
+            found = self._scorer([view.group])
+            self._scores.update(found)
+            self._scores.refused.update(found.refused)
+        if name in self._scores.refused:
+            raise Unscored(self._scores.refused[name])
+        return self._scores[name]
 
 
 def _part(plan: PruningPlan, group: str) -> PruningPlan:

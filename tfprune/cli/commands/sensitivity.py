@@ -68,7 +68,7 @@ COMMAND = Command(
         Flag("mode", "A curve a group, one of all together, or both.", "layerwise|full|both", "both", "choice"),
         Flag("metric", "accuracy or loss.", "accuracy|loss", "accuracy", "choice"),
         Flag(
-            "max_drop", "How much worse the metric may get: 0.01 is a percent point.", "NUMBER", 0.01, "number", low=0
+            "max_drop", "How much worse the metric may get: 0.01 is one percent point.", "NUMBER", 0.01, "number", low=0
         ),
         Flag("only", "Only layers whose names begin so or match such patterns: block_3_,SE*.", "LIST", None, "list"),
         Flag("round_to", "The number of channels pruned in a group is a multiple of this.", "N", 1, "integer", low=1),
