@@ -133,6 +133,8 @@ def test_help_and_mistakes_do_not_import_keras():
         (["prune", "--model=x", "--output_dir=y", "--ratio=0.5", "--thresholds=0.8"], "not both"),
         (["prune", "--model=x", "--output_dir=y", "--dataset=digits", "--data=a:b"], "not both"),
         (["prune", "--model=x", "--output_dir=y", "--slots=maybe"], "maybe"),
+        (["sensitivity", "--model=x", "--output_dir=y", "--ratios=0.5,1.5"], "'1.5' is not one of"),
+        (["sensitivity", "--model=x", "--output_dir=y", "--dataset=digits", "--data=a:b"], "not both"),
     ],
 )
 def test_wrong_command_lines(capsys, arguments, message):
@@ -171,6 +173,7 @@ def test_wrong_command_lines(capsys, arguments, message):
             "unknown export",
         ),
         (["prune", "--model=user_models:small", "--output_dir=user_models.py"], "cannot be written"),
+        (["sensitivity", "--model=user_models:small", "--dataset=mine.npz", "--output_dir=s", "--ratios=1"], "ratio 1"),
     ],
 )
 def test_bad_input_is_one_line_and_status_1(capsys, here, arrays, zeroed, arguments, message):
@@ -242,6 +245,20 @@ def test_strip_with_a_plan(capsys, zeroed):
     assert main(["strip", f"--model={zeroed}", "--output_dir=planned", "--plan=plan.json"]) == 0
     stripped = keras.saving.load_model("planned/model.keras")
     assert [stripped.get_layer(name).filters for name in ("first", "second")] == [8, 4]
+
+
+def test_sensitivity(capsys, arrays, zeroed):
+    arguments = [f"--model={zeroed}", f"--dataset={arrays}", "--output_dir=s", "--ratios=0.5,0.25", "--max_drop=0.5"]
+    assert main(["sensitivity", *arguments, "--remove", "--only=first"]) == 0
+    printed = capsys.readouterr()
+    assert "first" in printed.out and "all together" in printed.out and "sensitivity: first" in printed.err
+    assert sorted(os.listdir("s")) == ["ratios.json", "sensitivity.json", "sensitivity.png"]
+    with open("s/sensitivity.json") as written, open("s/ratios.json") as ratios:
+        result, ratios = json.load(written), json.load(ratios)
+    curve = result["curves"][0]
+    # What is zero already goes first, and costs nothing.
+    assert (result["swept"], curve["pruned"], curve["values"]) == ([0.25, 0.5], [2, 4], [result["baseline"]] * 2)
+    assert curve["removed"] == curve["values"] and ratios == {"first": 0.5}
 
 
 def test_export_and_verify_other_formats(capsys, zeroed):

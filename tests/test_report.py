@@ -12,6 +12,7 @@ import tfprune
 from tfprune.errors import PlanError
 from tfprune.report import pictures
 from tfprune.report.stages import RunReport, Stage, accuracy, measure
+from tfprune.sensitivity import TOGETHER, Curve, Sensitivity
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,21 @@ def test_failure_rates(pair, tmp_path, drawn):
     (tmp_path / "empty.csv").write_text("epoch,threshold,layer,pruned,failed,rate\n")
     with pytest.raises(PlanError, match=r"empty\.csv"):
         pictures.failure_rates(tmp_path / "empty.csv", tmp_path / "none.png")
+
+
+def test_sensitivity(tmp_path, drawn):
+    curves = tuple(Curve(name, 8, (2, 4), (0.8, 0.5), (0.8, 0.5)) for name in ("first", "second"))
+    result = Sensitivity(
+        "net", "l1", "accuracy", "higher", 0.9, (0.25, 0.5), curves, Curve(TOGETHER, 16, (4, 8), (0.7, 0.2))
+    )
+    assert is_png(pictures.sensitivity(result, tmp_path / "sensitivity.png", max_drop=0.05))
+    assert {
+        "first",
+        "second",
+        TOGETHER,
+        "accuracy",
+        "net pruned by l1, without training (circles: really removed)",
+    } <= set(drawn)
 
 
 def test_measure(pair):

@@ -106,7 +106,7 @@ def sensitivity(
     measure = _Measure(model, data, metric, better, batch_size, steps)
     graph = trace(model)
     scorer = Scorer(graph, criterion, data=data if sample is None else sample, loss=loss)
-    plans = _plans(graph, scorer, swept, round_to=round_to, scopes=only, heads=heads)
+    plans = _plans(graph, scorer, swept, round_to=round_to, only=only, heads=heads)
     scored = list(plans[0].redundancies)
     wanted: dict[str, list[PruningPlan]] = {}
     if mode != "full":

@@ -1,0 +1,271 @@
+"""Sensitivity sweeps: what is measured is what strip gives, the model stays as it is, and mistakes are told."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from models import conv_bn, floats, inverted_residual_net, numbers, shaken
+
+import tfprune
+from tfprune.criteria import criterion_named
+from tfprune.errors import DataError, PlanError
+from tfprune.sensitivity import TOGETHER, Curve, Sensitivity
+
+
+def samples(model, count=24, seed=3):
+    """Random images, and the classes that the model itself finds in most of them."""
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((count, *model.inputs[0].shape[1:])).astype(model.inputs[0].dtype)
+    y = np.argmax(keras.ops.convert_to_numpy(model(x, training=False)), axis=1)
+    y[: count // 4] = (y[: count // 4] + 1) % 3
+    return x, y
+
+
+def compiled(model, metrics=("accuracy",)):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=list(metrics), jit_compile=False)
+    return model
+
+
+def chain(classes=3):
+    image = keras.Input((8, 8, 3))
+    x = conv_bn(image, 10, name="first")
+    x = conv_bn(x, 6, name="second", strides=2)
+    return keras.Model(image, layers.Dense(classes, name="head")(layers.Flatten()(x)), name="chain")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return compiled(shaken(chain()))
+
+
+@pytest.fixture(scope="module")
+def data(model):
+    return samples(model)
+
+
+def sweep(model, data, *arguments, **options):
+    return tfprune.sensitivity(model, data, *arguments, **{"ratios": (0.25, 0.5), "progress": False, **options})
+
+
+@pytest.mark.parametrize("build", [chain, inverted_residual_net])
+def test_zeroing_and_removing_coincide(build):
+    """The curves "zero weight" and "real remove" of CNN-Pruning-Engine."""
+    with floats("float64"):
+        model = compiled(shaken(build()))
+        result = sweep(model, samples(model), "l2", metric="loss", remove=True)
+    assert len(result.curves) >= 2 and result.together is not None
+    for curve in result.all_curves:
+        assert len(curve.removed) == 2 and all(pruned > 0 for pruned in curve.pruned)
+        np.testing.assert_allclose(curve.removed, curve.values, rtol=1e-12)
+    assert result.apart <= 1e-12
+    assert len({value for curve in result.all_curves for value in (result.baseline, *curve.values)}) > 4
+
+
+def test_what_is_measured():
+    """Against zeros written by hand and a cross-entropy worked out in numpy."""
+    with floats("float64"):
+        model = compiled(shaken(chain()))
+        x, y = samples(model)
+        result = sweep(model, (x, y), "l1", ratios=(0.5,), metric="loss", mode="layerwise", only="first")
+        kernels = [numbers(model.get_layer(name).kernel) for name in ("first", "second")]
+        norms = np.abs(kernels[0]).sum((0, 1, 2)) + np.abs(kernels[1]).sum((0, 1, 3))
+        gone = np.argsort(norms)[:5]
+        norm = model.get_layer("first_bn")
+        by_hand = keras.models.clone_model(model)
+        by_hand.set_weights(model.get_weights())
+        for name in ("gamma", "beta"):
+            array = numbers(getattr(norm, name))
+            array[gone] = 0
+            getattr(by_hand.get_layer("first_bn"), name).assign(array)
+        scores = keras.ops.convert_to_numpy(by_hand(x, training=False))
+    probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    assert [curve.group for curve in result.curves] == ["first"] and result.together is None
+    assert result.curve("first").pruned == (5,) and result.curve("first").width == 10
+    np.testing.assert_allclose(
+        result.curve("first").values, [-np.log(probabilities[np.arange(len(y)), y]).mean()], rtol=1e-7
+    )
+
+
+def test_the_model_is_not_changed(model, data):
+    model.evaluate(*data, verbose=0)
+    before = [numbers(variable) for variable in (*model.variables, *model.metrics_variables)]
+    sweep(model, data, remove=True)
+    for array, variable in zip(before, (*model.variables, *model.metrics_variables), strict=True):
+        np.testing.assert_array_equal(array, numbers(variable))
+
+
+def test_the_copy_is_put_right_after_each_point(model, data):
+    """A ratio measured last comes out as one measured alone."""
+    alone = sweep(model, data, ratios=(0.5,), metric="loss", mode="full")
+    after = sweep(model, data, ratios=(0.25, 0.5), metric="loss")
+    assert after.together.values[-1] == pytest.approx(alone.together.values[0], rel=1e-6)
+    assert after.baseline == pytest.approx(model.evaluate(*data, verbose=0)[0], rel=1e-6)
+
+
+def test_ratio_0_changes_nothing(model, data):
+    result = sweep(model, data, ratios=(0.0,), metric="loss", remove=True)
+    for curve in result.all_curves:
+        assert curve.pruned == (0,) and curve.values == (result.baseline,)
+    assert result.apart <= 1e-6 * result.baseline
+
+
+def test_each_group_is_scored_once(model, data):
+    seen = []
+
+    def counted(view):
+        seen.append(view.group.name)
+        return criterion_named("l1")(view)
+
+    result = sweep(model, data, counted, ratios=(0.1, 0.5, 0.3))
+    assert sorted(seen) == ["first", "second"]
+    assert result.criterion == "counted" and result.swept == (0.1, 0.3, 0.5)
+
+
+def test_modes_and_rounding(model, data):
+    full = sweep(model, data, mode="full", round_to=4)
+    assert not full.curves and full.together.width == 16 and full.together.pruned == (4, 8)
+    layerwise = sweep(model, data, mode="layerwise")
+    assert [(curve.group, curve.pruned) for curve in layerwise.curves] == [("first", (2, 5)), ("second", (1, 3))]
+    assert layerwise.together is None
+
+
+@pytest.mark.parametrize("kind", ["tf.data", "PyDataset", "weighted"])
+def test_kinds_of_data(model, data, kind):
+    x, y = data
+    given = (x, y, np.ones(len(y)))
+    if kind == "tf.data":
+        given = pytest.importorskip("tensorflow").data.Dataset.from_tensor_slices(data).batch(5)
+    if kind == "PyDataset":
+
+        class Batches(keras.utils.PyDataset):
+            def __len__(self):
+                return len(y) // 6
+
+            def __getitem__(self, index):
+                return x[index * 6 : index * 6 + 6], y[index * 6 : index * 6 + 6]
+
+        given = Batches()
+    expected = sweep(model, data, metric="loss", mode="full")
+    found = sweep(model, given, metric="loss", mode="full")
+    np.testing.assert_allclose(found.together.values, expected.together.values, rtol=1e-5)
+
+
+def test_metrics(model, data):
+    by_default = sweep(model, data, mode="full")
+    assert (by_default.metric, by_default.better) == ("accuracy", "higher")
+    assert by_default.baseline == pytest.approx(0.75)
+    loss = sweep(model, data, mode="full", metric="loss")
+    assert loss.better == "lower"
+    assert loss.drops(loss.together) == tuple(value - loss.baseline for value in loss.together.values)
+    only_loss = compiled(shaken(chain()), metrics=())
+    assert sweep(only_loss, data, mode="full").metric == "loss"
+
+    def spread(model, data):
+        return float(np.std(keras.ops.convert_to_numpy(model(data[0]))))
+
+    result = sweep(shaken(chain()), data, metric=spread, mode="full", remove=True)  # not compiled
+    assert (result.metric, result.better) == ("spread", "higher")
+    assert result.baseline == pytest.approx(spread(model, data), rel=1e-5)
+    assert result.apart < 1e-5 < result.baseline - result.together.values[-1]
+
+
+def swept(values, better="higher", baseline=0.9):
+    curves = tuple(Curve(name, 10, (1, 2, 5), tuple(row)) for name, row in values.items())
+    return Sensitivity("net", "l1", "accuracy", better, baseline, (0.1, 0.2, 0.5), curves)
+
+
+def test_ratios_that_cost_at_most_so_much():
+    result = swept(
+        {
+            "hardly": (0.91, 0.9, 0.895),
+            "badly": (0.8, 0.7, 0.1),
+            "back": (0.895, 0.85, 0.9),  # worse, then better again: one does not jump over the worse
+            "nan": (0.9, float("nan"), 0.9),
+        }
+    )
+    assert result.ratios(max_drop=0.01) == {"hardly": 0.5, "badly": 0.0, "back": 0.1, "nan": 0.1}
+    assert result.ratios(0.1) == {"hardly": 0.5, "badly": 0.1, "back": 0.5, "nan": 0.1}
+    losses = swept({"a": (1.0, 1.2, 0.5)}, better="lower", baseline=1.0)
+    assert losses.ratios(0.1) == {"a": 0.1} and losses.ratios(0.2) == {"a": 0.5}
+    for wrong in (-0.1, float("nan"), "1%", True):
+        with pytest.raises(PlanError, match="max_drop"):
+            result.ratios(wrong)
+    with pytest.raises(PlanError, match="layerwise"):
+        swept({}).ratios(0.1)
+    with pytest.raises(PlanError, match=r"did you mean 'back'"):
+        result.curve("bakc")
+
+
+def test_json_and_table(model, data):
+    result = sweep(model, data, remove=True)
+    assert Sensitivity.from_json(result.to_json()) == result
+    printed = str(result)
+    assert "first" in printed and TOGETHER in printed and "removed" in printed and "at most" in printed
+    assert "head: 3 channels" in printed  # what stays, and why
+    damaged = json.loads(result.to_json())
+    damaged["curves"][0]["values"].pop()
+    for text in ("", "[]", "{}", json.dumps(damaged), result.to_json()[:-20]):
+        with pytest.raises(PlanError, match="sensitivity sweep"):
+            Sensitivity.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ratios": (0.5, 1)}, PlanError, "ratio 1"),
+        ({"ratios": (-0.1,)}, PlanError, "-0.1"),
+        ({"ratios": ()}, PlanError, "no ratios"),
+        ({"ratios": ("half",)}, PlanError, "half"),
+        ({"mode": "every"}, PlanError, "'every'"),
+        ({"only": "frist"}, PlanError, "frist"),
+        ({"only": "head"}, PlanError, "nothing can be pruned"),
+        ({"criterion": "l3"}, PlanError, "l3"),
+        ({"metric": "acuracy"}, PlanError, "did you mean 'accuracy'"),
+        ({"better": "more"}, PlanError, "'more'"),
+        ({"metric": lambda model, data: [1, 2]}, DataError, "one number"),
+        ({"metric": lambda model, data: float("nan")}, DataError, "not a number"),
+        ({"data": None}, DataError, "must be given"),
+        ({"data": (np.zeros((0, 8, 8, 3)), np.zeros(0))}, DataError, "empty"),
+        ({"data": (np.zeros((4, 8, 8, 3)),)}, DataError, "1 parts"),
+        ({"data": np.zeros((4, 8, 8, 3))}, DataError, "labels"),
+        ({"data": (np.zeros((4, 8, 8, 3)), np.zeros(3))}, DataError, r"\[4, 3\]"),
+        ({"data": (np.zeros((4, 5, 8, 3)), np.zeros(4))}, DataError, "chain could not be evaluated"),
+        ({"data": iter([])}, DataError, "again and again"),
+    ],
+)
+def test_mistakes(model, data, options, error, message):
+    with pytest.raises(error, match=message):
+        sweep(model, **{"data": data, **options})
+
+
+def test_models_that_cannot_be_measured(data):
+    with pytest.raises(PlanError, match="not compiled"):
+        sweep(shaken(chain()), data)
+
+    class Own(keras.Model):
+        def test_step(self, data):
+            return {"score": 1.0}
+
+    image = keras.Input((8, 8, 3))
+    own = compiled(Own(image, chain()(image)))
+    with pytest.raises(PlanError, match="its own test_step"):
+        sweep(own, data)
+    assert sweep(own, data, metric=lambda model, data: 1.0, mode="full").baseline == 1.0
+
+
+def test_empty_tf_data(model):
+    tf = pytest.importorskip("tensorflow")
+    with pytest.raises(DataError, match="empty"):
+        sweep(model, tf.data.Dataset.from_tensor_slices((np.zeros((0, 8, 8, 3)), np.zeros(0))).batch(2))
+
+
+def test_progress(model, data, capsys):
+    sweep(model, data, progress=True)
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [f"sensitivity: {name}" for name in ("first", "second", TOGETHER)]
+    assert not printed.out
+    sweep(model, data)
+    assert not capsys.readouterr().err
