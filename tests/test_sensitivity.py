@@ -10,7 +10,7 @@ from models import conv_bn, floats, inverted_residual_net, numbers, shaken
 
 import tfprune
 from tfprune.criteria import criterion_named
-from tfprune.errors import DataError, PlanError
+from tfprune.errors import DataError, PlanError, TraceError
 from tfprune.sensitivity import TOGETHER, Curve, Sensitivity
 
 
@@ -98,10 +98,11 @@ def test_the_model_is_not_changed(model, data):
 
 
 def test_the_copy_is_put_right_after_each_point(model, data):
-    """A ratio measured last comes out as one measured alone."""
-    alone = sweep(model, data, ratios=(0.5,), metric="loss", mode="full")
-    after = sweep(model, data, ratios=(0.25, 0.5), metric="loss")
-    assert after.together.values[-1] == pytest.approx(alone.together.values[0], rel=1e-6)
+    """A curve measured behind another comes out as one measured alone."""
+    after = sweep(model, data, metric="loss", mode="layerwise")
+    alone = sweep(model, data, metric="loss", mode="layerwise", only="second")
+    assert [curve.group for curve in after.curves] == ["first", "second"]
+    np.testing.assert_allclose(after.curve("second").values, alone.curve("second").values, rtol=1e-6)
     assert after.baseline == pytest.approx(model.evaluate(*data, verbose=0)[0], rel=1e-6)
 
 
@@ -242,6 +243,8 @@ def test_mistakes(model, data, options, error, message):
 
 
 def test_models_that_cannot_be_measured(data):
+    with pytest.raises(TraceError, match=r"a Keras model, and str came"):
+        sweep("model.onnx", data)
     with pytest.raises(PlanError, match="not compiled"):
         sweep(shaken(chain()), data)
 

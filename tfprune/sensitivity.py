@@ -17,8 +17,8 @@ from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.plan import PruningPlan
 from tfprune.criteria.base import Criterion, GroupView, Unscored
 from tfprune.criteria.scoring import Scorer
-from tfprune.errors import DataError, PlanError, Refusal, nearest
-from tfprune.keras_graph.trace import trace
+from tfprune.errors import DataError, PlanError, Refusal, TraceError, nearest
+from tfprune.frontend import trace
 from tfprune.selection import Amount, select
 from tfprune.soft import Zeroing
 from tfprune.strip import strip
@@ -83,6 +83,7 @@ def sensitivity(
     Raises:
         PlanError: a ratio out of range, an unknown mode or metric, layers that do not exist, a model that is not
             compiled or evaluates itself in a way of its own, nothing to prune.
+        TraceError: it is not a Keras model, or cannot be read as a graph.
         DataError: the data is empty, can be read only once, or does not fit the model.
 
     >>> import keras, numpy as np, tfprune
@@ -103,6 +104,8 @@ def sensitivity(
     swept = _checked_ratios(ratios, round_to)
     if mode not in ("both", "layerwise", "full"):
         raise PlanError(f"mode is 'layerwise', 'full' or 'both', and {mode!r} came")
+    if not isinstance(model, keras.Model):
+        raise TraceError(f"sensitivity needs a Keras model, and {type(model).__name__} came")
     measure = _Measure(model, data, metric, better, batch_size, steps)
     graph = trace(model)
     scorer = Scorer(graph, criterion, data=data if sample is None else sample, loss=loss)
