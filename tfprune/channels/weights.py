@@ -67,8 +67,13 @@ class Slot:
         others = tuple(axis for axis in range(len(self.split)) if axis not in self.axes)
         return array.reshape(self.split).transpose(*self.axes, *others).reshape(self.labels.size, -1)
 
-    def sums(self, array: NDArray, function: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
+    def sums(
+        self, array: NDArray, function: Callable[[NDArray], NDArray], by: np.ufunc = np.add
+    ) -> NDArray[np.float64]:
         """For every label, the sum of an elementwise function of its values; the weight is not copied.
+
+        Args:
+            by: `np.maximum` takes the largest instead; the function's values are then at least 0.
 
         >>> slot = Slot(Weight("conv/kernel", (1, 1, 2, 3)), "write", np.arange(3), (1, 1, 2, 3), (3,))
         >>> slot.sums(-np.arange(6).reshape(1, 1, 2, 3), np.abs).tolist()
@@ -81,11 +86,11 @@ class Slot:
         where = sum(axis in self.axes for axis in range(longest))
         for start in range(0, self.split[longest], step := max(1, _CHUNK * self.split[longest] // array.size)):
             part = (slice(None),) * longest + (slice(start, start + step),)
-            total = function(array[part]).sum(axis=others, dtype=np.float64)
+            total = by.reduce(function(array[part]), axis=others, dtype=np.float64)
             if longest in self.axes:
                 result[(slice(None),) * where + (part[-1],)] = total
             else:
-                result += total
+                by(result, total, out=result)
         return result.transpose(np.argsort(np.argsort(self.axes))).ravel()
 
     def mask(self, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:

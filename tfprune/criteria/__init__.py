@@ -4,7 +4,7 @@ A criterion is a function from a `GroupView` to one number a channel, larger for
 that form works wherever a name does. `register_criterion` gives one a name; `score` has a graph's groups scored.
 """
 
-from tfprune.criteria import magnitude, redundancy
+from tfprune.criteria.activation import Activation, APoZ
 from tfprune.criteria.base import (
     Criterion,
     GroupView,
@@ -14,19 +14,56 @@ from tfprune.criteria.base import (
     name_of,
     register_criterion,
 )
+from tfprune.criteria.chance import Random
+from tfprune.criteria.evidence import Evidence, gather
+from tfprune.criteria.features import Feature, Gradient
+from tfprune.criteria.group import GroupCriterion, WeightCriterion, combined, normalized
+from tfprune.criteria.hessian import Hessian
+from tfprune.criteria.kmeans import KMeansDistance, KMeansL1, KMeansTaylor
+from tfprune.criteria.lamp import LAMP
+from tfprune.criteria.magnitude import L1, L2, LInf
+from tfprune.criteria.redundancy import Redundancy
+from tfprune.criteria.sample import Sample
+from tfprune.criteria.scale import BNScale
 from tfprune.criteria.scoring import Scorer, Scores, score
+from tfprune.criteria.similarity import FPGM, Cosine
+from tfprune.criteria.taylor import Taylor, TaylorWeight
 
 __all__ = [
+    "FPGM",
+    "L1",
+    "L2",
+    "LAMP",
+    "APoZ",
+    "Activation",
+    "BNScale",
+    "Cosine",
     "Criterion",
+    "Evidence",
+    "Feature",
+    "Gradient",
+    "GroupCriterion",
     "GroupView",
+    "Hessian",
+    "KMeansDistance",
+    "KMeansL1",
+    "KMeansTaylor",
+    "LInf",
+    "Random",
+    "Redundancy",
+    "Sample",
     "Scorer",
     "Scores",
+    "Taylor",
+    "TaylorWeight",
     "Unscored",
+    "WeightCriterion",
+    "combined",
     "criterion_named",
     "criterion_names",
-    "magnitude",
+    "gather",
     "name_of",
-    "redundancy",
+    "normalized",
     "register_criterion",
     "score",
 ]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGroup, Member
-from tfprune.channels.weights import Slot, Weight
+from tfprune.channels.weights import Weight
 from tfprune.errors import PlanError, nearest
+
+if TYPE_CHECKING:
+    from tfprune.criteria.evidence import Evidence
+    from tfprune.criteria.features import Feature, Gradient
 
 Criterion = Callable[["GroupView"], NDArray]
 _CRITERIA: dict[str, Criterion] = {}
@@ -18,17 +23,19 @@ _CRITERIA: dict[str, Criterion] = {}
 
 @dataclass(frozen=True)
 class GroupView:
-    """A channel group with its weights at hand.
+    """What a criterion sees of a channel group: its weights and, with a data sample, its feature maps and gradients.
 
     Attributes:
         group: the group.
         read: from a weight to its array.
         known: what has been computed for other groups.
+        evidence: what was measured on the sample; None without one.
     """
 
     group: ChannelGroup
     read: Callable[[Weight], NDArray]
-    known: dict[tuple[Slot, object], NDArray] = field(default_factory=dict, repr=False)
+    known: dict[Any, Any] = field(default_factory=dict, repr=False)
+    evidence: Evidence | None = field(default=None, repr=False)
 
     @property
     def width(self) -> int:
@@ -47,20 +54,70 @@ class GroupView:
         """The member's slices: shape (positions, values); `member.channels` says whose each row is."""
         return member.slot.rows(self.array(member))[member.positions]
 
-    def sums(self, member: Member, function: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
-        """Sum an elementwise function of each channel's slices of a member; shape (width,)."""
-        return self.per_channel(member, self.sums_of(member, function)[member.positions])
+    def matrix(self, member: Member) -> NDArray:
+        """The same with all of a channel's slices in one row: shape (width, values), float32 or float64."""
+        rows = self.rows(member)
+        rows = rows if rows.dtype == np.float64 else rows.astype(np.float32, copy=False)
+        if len(rows) == self.width and (member.channels == np.arange(self.width)).all():
+            return rows
+        counts = np.bincount(member.channels, minlength=self.width)
+        order = np.argsort(member.channels, kind="stable")
+        place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        result = np.zeros((self.width, counts.max(initial=0), rows.shape[1]), rows.dtype)
+        result[member.channels[order], place] = rows[order]
+        return result.reshape(self.width, -1)
 
-    def sums_of(self, member: Member, function: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
+    def sums(
+        self, member: Member, function: Callable[[NDArray], NDArray], by: np.ufunc = np.add
+    ) -> NDArray[np.float64]:
+        """Sum an elementwise function of each channel's slices of a member; shape (width,).
+
+        Args:
+            by: `np.maximum` takes the largest instead; the function's values are then at least 0.
+        """
+        return self.per_channel(member, self.sums_of(member, function, by)[member.positions], by)
+
+    def sums_of(
+        self, member: Member, function: Callable[[NDArray], NDArray], by: np.ufunc = np.add
+    ) -> NDArray[np.float64]:
         """The same for every row of the member's weight, in this group or not; computed once."""
-        key = (member.slot, function)
-        if key not in self.known:  # a concatenation's reader is a member of many groups
-            self.known[key] = member.slot.sums(self.array(member), function)
+        # A concatenation's reader is a member of many groups.
+        return self.once((member.slot, function, by), lambda: member.slot.sums(self.array(member), function, by))
+
+    def per_channel(self, member: Member, values: NDArray, by: np.ufunc = np.add) -> NDArray:
+        """Sum one value a row (or take the largest) into one a channel, shape (width,)."""
+        if by is np.add:
+            return np.bincount(member.channels, weights=values, minlength=self.width)
+        result = np.zeros(self.width)
+        by.at(result, member.channels, values)
+        return result
+
+    def features(self, feature: Feature) -> list[NDArray[np.float64]]:
+        """What was measured of the group's feature maps, one array of shape (width,) for each layer that writes it.
+
+        Raises:
+            PlanError: the criterion's `needs` do not name it.
+        """
+        return self._evidence(feature).feature(self.group, feature)
+
+    def gradient(self, member: Member, gradient: Gradient) -> NDArray:
+        """The gradient of the whole weight that a member is part of; its mean or mean square over samples.
+
+        Raises:
+            PlanError: the criterion's `needs` do not name it.
+        """
+        return self._evidence(gradient).gradient(member.slot.weight, gradient)
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, computed once for all groups."""
+        if key not in self.known:
+            self.known[key] = compute()
         return self.known[key]
 
-    def per_channel(self, member: Member, values: NDArray) -> NDArray:
-        """Sum one value a row into one a channel, shape (width,)."""
-        return np.bincount(member.channels, weights=values, minlength=self.width)
+    def _evidence(self, need: Feature | Gradient) -> Evidence:
+        if self.evidence is None or need not in self.evidence.needs:
+            raise PlanError(f"{need} was not measured; name it in the criterion's `needs`, and give data=")
+        return self.evidence
 
 
 class Unscored(PlanError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from tfprune.channels.graph import ChannelGraph, ChannelGroup
 from tfprune.channels.weights import Weight
 from tfprune.criteria.base import Criterion, GroupView, Unscored, criterion_named, name_of
+from tfprune.criteria.evidence import Evidence, gather
 from tfprune.errors import PlanError, nearest
 
 
@@ -48,16 +50,21 @@ class Scorer:
     Args:
         graph: from `tfprune.trace`.
         criterion: a name, or a function of a `GroupView`.
-        data: a sample for criteria that need one.
-        loss: see `score`.
+        data, loss: see `score`.
 
     Raises:
-        PlanError: there is no such criterion.
+        PlanError: there is no such criterion, or it needs data and none came.
     """
 
     def __init__(self, graph: ChannelGraph, criterion: str | Criterion, *, data: Any = None, loss: Any = None):
         self.graph, self.criterion, self.data, self.loss = graph, criterion_named(criterion), data, loss
         self.name = name_of(criterion)
+        needs = frozenset(getattr(self.criterion, "needs", ()))
+        if needs and data is None:
+            raise PlanError(f"{self.name} needs a data sample: give data=, such as data=(x_train[:256], y_train[:256])")
+        if isinstance(data, Evidence) and (not needs <= data.needs or data.graph is not graph):
+            raise PlanError(f"the evidence that came as data= was not gathered for {self.name} and this graph")
+        self._needs = needs
         self._arrays: dict[Weight, NDArray] = {}
         self._known: dict = {}
 
@@ -77,7 +84,14 @@ class Scorer:
 
     def view(self, group: ChannelGroup) -> GroupView:
         """What the criterion sees of a group."""
-        return GroupView(group, self._read, self._known)
+        return GroupView(group, self._read, self._known, self.evidence)
+
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """What was measured on the sample, once, when it is first asked for; None if the criterion needs no data."""
+        if not self._needs or isinstance(self.data, Evidence):
+            return self.data if self._needs else None
+        return gather(self.graph, self._needs, self.data, self.loss)
 
     def _groups(self, groups: Iterable[ChannelGroup | str] | None) -> list[ChannelGroup]:
         if groups is None:
@@ -131,15 +145,17 @@ def score(
         graph: from `tfprune.trace`.
         criterion: a name, or a function of a `GroupView`.
         groups: groups or their names; every prunable one by default.
-        data: a sample for criteria that need one.
-        loss: what gradients are of; the compiled model's loss by default.
+        data: a sample for criteria that need one: arrays, `(x, y)`, batches of these, a `Sample`, or an `Evidence` that
+            `gather` made.
+        loss: what gradients are of; the compiled model's loss by default. See `gather`.
 
     Returns:
         group name -> scores, shape (width,); the higher, the sooner a channel stays.
 
     Raises:
         PlanError: there is no such criterion or group; the scores have another shape than (width,), or are not finite;
-            the criterion has nothing to say about any of the groups.
+            the criterion has nothing to say about any of the groups; it needs data and none came.
+        DataError: see `gather`.
 
     >>> import keras, tfprune
     >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv"),
