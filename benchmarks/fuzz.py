@@ -76,6 +76,10 @@ def main() -> int:
                 print(f"case {number}: {trouble}\n    " + "; ".join(builder.steps), flush=True)
             kinds.update(builder.outcome)
             number += 1
+            if (number - given.seed) % 500 == 0:
+                print(
+                    f"{number - given.seed} cases, {failures} failures, {time.perf_counter() - start:.0f} s", flush=True
+                )
     print(f"{number - given.seed} cases, {failures} failures, in {time.perf_counter() - start:.0f} s; {dict(kinds)}")
     return bool(failures)
 
