@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.par
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from fuzzing import check  # noqa: E402
-from models import floats  # noqa: E402
+from models import floats, without_xla  # noqa: E402
 from random_models import Builder  # noqa: E402
 from random_sequences import SequenceBuilder  # noqa: E402
 
@@ -68,7 +68,7 @@ def main() -> int:
     start, number, failures = time.perf_counter(), given.seed, 0
     kinds: collections.Counter[str] = collections.Counter()
     # Interrupted, it still says how far it has come.
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), without_xla():
         while time.perf_counter() - start < given.seconds and failures < given.most:
             builder, trouble = case(number, given.steps)
             if trouble:

@@ -33,6 +33,21 @@ def floats(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(policy)
 
 
+@contextlib.contextmanager
+def without_xla() -> Iterator[None]:
+    """Run eagerly: TensorFlow compiles every grouped convolution by itself, half of what small models take."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
 def shaken(model: keras.Model, seed: int = 0) -> keras.Model:
     """Random weights in place: kernels that keep the scale, biases and statistics of everyday size."""
     generator = np.random.default_rng(seed)
@@ -67,7 +82,8 @@ def outputs(model: keras.Model, arrays: list[np.ndarray] | None = None) -> list[
     given = arrays_for(model) if arrays is None else arrays
     functional = model._functional if isinstance(model, keras.Sequential) else model
     packed = keras.tree.pack_sequence_as(functional._inputs_struct, list(given))
-    return [np.asarray(y, np.float64) for y in keras.tree.flatten(model(packed, training=False))]
+    found = keras.tree.flatten(model(packed, training=False))
+    return [np.asarray(keras.ops.convert_to_numpy(y), np.float64) for y in found]
 
 
 def difference(model: keras.Model, other: keras.Model, expected: list[np.ndarray] | None = None) -> float:

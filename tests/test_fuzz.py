@@ -12,10 +12,17 @@ from fuzzing import check
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
-from models import assert_same, floats, outputs, parameters, shaken, zero_filters, zero_layer
+from models import assert_same, floats, outputs, parameters, shaken, without_xla, zero_filters, zero_layer
 from random_models import Builder
 
 import tfprune
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with floats("float64"), without_xla():
+        yield
+
 
 settings.register_profile(
     "few", max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -27,8 +34,7 @@ settings.register_profile(
 def test_random_models_strip_to_equal_ones(data):
     builder = Builder(lambda n: data.draw(st.integers(0, n - 1)))
     try:
-        with floats("float64"):
-            check(builder, steps=4)
+        check(builder, steps=4)
     except Exception:
         print("; ".join(builder.steps))
         raise
@@ -38,17 +44,10 @@ def test_random_models_strip_to_equal_ones(data):
 def test_models_from_numbers(number):
     """Deeper than what Hypothesis likes to draw, the same ones each time."""
     generator = np.random.default_rng(number)
-    with floats("float64"):
-        check(Builder(lambda n: int(generator.integers(n))), steps=8)
+    check(Builder(lambda n: int(generator.integers(n))), steps=8)
 
 
 # ---------------------------------------------------------------------- found by fuzzing, each by its cause
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with floats("float64"):
-        yield
 
 
 def model_of(body, head=True):
