@@ -263,7 +263,7 @@ def test_sensitivity(capsys, arrays, zeroed):
 
 def test_export_and_verify_other_formats(capsys, zeroed):
     assert main(["export", f"--model={zeroed}", "--output_dir=e", "--formats=onnx,pb", "--name=net"]) == 0
-    assert sorted(os.listdir("e")) == ["net.onnx", "net.pb"]
+    assert sorted(os.listdir("e")) == ["net.onnx", "net.pb", "net_export.json"]
     assert main(["verify", f"--model={zeroed}", "--other=e/net.onnx"]) == 0
     assert main(["verify", f"--model={zeroed}", "--other=e/net.pb"]) == 0
     assert main(["verify", "--model=user_models:small", "--other=e/net.onnx"]) == 1

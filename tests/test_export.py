@@ -241,14 +241,14 @@ def test_all_formats_agree_with_keras(build, tmp_path):
     model = shake(build())
     report = export(model, tmp_path, name="m")
     assert [row.format for row in report] == ["keras", "saved_model", "pb", "onnx"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.keras", "m.onnx", "m.pb", "m_saved_model"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.keras", "m.onnx", "m.pb", "m_export.json", "m_saved_model"]
     assert all(row.difference <= 1e-5 and row.bytes > 500 and row.path.exists() for row in report)
 
 
 def test_the_report_prints_as_a_table(tmp_path):
     report = export(shake(sequential()), tmp_path, formats="keras")
     lines = str(report).splitlines()
-    assert lines[1].split() == ["format", "MB", "difference", "seconds", "path"]
+    assert lines[1].split() == "format MB difference top 1 load ms run ms seconds path".split()
     assert lines[2].split()[0] == "keras" and lines[2].endswith("seq.keras")
     console = pytest.importorskip("rich.console").Console(width=200, record=True, file=io.StringIO())
     console.print(report)
@@ -319,7 +319,9 @@ def test_names_and_the_batch_axis(tmp_path):
     for value in (*model.graph.input, *model.graph.output):
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
         assert value.type.tensor_type.shape.dim[1].dim_value > 0
-    assert model.producer_name == "tfprune" and {p.key for p in model.metadata_props} == {"model", "keras"}
+    assert model.producer_name == "tfprune" and {p.key for p in model.metadata_props} == {
+        *("model", "keras", "tfprune", "parameters", "macs")
+    }
     assert [o.domain for o in model.opset_import] == [""] and model.opset_import[0].version == 17
     assert {"joined/kernel", "a/kernel", "b/kernel"} <= {tensor.name for tensor in model.graph.initializer}
 
@@ -468,12 +470,12 @@ def test_an_earlier_export_is_replaced(tmp_path):
     export(first, tmp_path, formats=["saved_model", "onnx"])
     path = export(second, tmp_path, formats=["saved_model", "onnx"])["onnx"].path
     assert_same(by_keras(second, data(second)), by_onnxruntime(path, data(second)))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["seq.onnx", "seq_saved_model"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["seq.onnx", "seq_export.json", "seq_saved_model"]
 
 
 def test_unknown_formats_missing_packages_and_bad_places(tmp_path, monkeypatch):
-    with pytest.raises(ExportError, match=r"'tflite'.*keras, onnx, pb, saved_model"):
-        export(sequential(), tmp_path, formats=["tflite"])
+    with pytest.raises(ExportError, match=r"'tflight'.*keras, keras_int8, onnx, pb, saved_model"):
+        export(sequential(), tmp_path, formats=["tflight"])
     with pytest.raises(ExportError, match="formats is empty"):
         export(sequential(), tmp_path, formats=[])
     with pytest.raises(ExportError, match="file name"):
@@ -544,8 +546,9 @@ def test_the_plain_table_lines_up():
     rows = (ExportRow("onnx", "a.onnx", 12_000_000, 0.0, 1.0), ExportRow("saved_model", "b", 5, 1e-7, 12.34))
     lines = str(ExportReport("net", rows)).splitlines()
     assert lines[0].startswith("net: 2 formats")
-    assert lines[2] == "onnx         12.00     0.0e+00      1.0  a.onnx"
-    assert lines[3] == "saved_model   0.00     1.0e-07     12.3  b"
+    assert lines[2].split() == ["onnx", "12.00", "0.0e+00", "1.0", "a.onnx"]
+    assert lines[3].split() == ["saved_model", "0.00", "1.0e-07", "12.3", "b"]
+    assert lines[2].index("1.0") == lines[3].index("12.3") + 1 and len({line.rindex("  ") for line in lines[1:]}) == 1
 
 
 # The ONNX passes, on graphs made by hand.

@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from tfprune.export.registry import Exporter, Options, Runner, register
+from tfprune.export.device import tf_graph
+from tfprune.export.registry import Exporter, Options, on, register
 from tfprune.export.trace import TracedGraph, trace, with_constants
 
 
@@ -80,29 +81,6 @@ def _group_nodes(conv: Any, groups: int) -> Iterator[Any]:
     yield whole
 
 
-def load(path: Path, options: Options) -> Runner:
-    """Import into a fresh `tf.Graph` and run it in a TensorFlow 1 session."""
-    import tensorflow as tf
-
-    graph_def = tf.compat.v1.GraphDef()
-    graph_def.ParseFromString(path.read_bytes())
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.import_graph_def(graph_def, name="")
-    del graph_def
-
-    def run(arrays):
-        feed = {f"{name}:0": array for name, array in zip(options.inputs, arrays, strict=True)}
-        with tf.compat.v1.Session(graph=graph) as session:
-            outputs = session.run([f"{name}:0" for name in options.outputs], feed)
-        return [_numpy(output) for output in outputs]
-
-    return run
-
-
-def _numpy(array):
-    """numpy reads bfloat16 only through an extension type: compare it as float32, as `verify.run` does."""
-    return array.astype("float32") if array.dtype.name == "bfloat16" else array
-
-
-register(Exporter("pb", ".pb", write, load, requires={"tensorflow": "tensorflow"}))
+register(
+    Exporter("pb", ".pb", write, on(tf_graph), requires={"tensorflow": "tensorflow"}, device=tf_graph),
+)

@@ -23,17 +23,24 @@ def functional(model: keras.Model) -> keras.Model:
         raise ExportError(f"export needs a model with symbolic inputs: {error}") from error
 
 
-def input_names(model: keras.Model) -> tuple[str, ...]:
-    """The names of the `keras.Input`s, in the order of `model.inputs`, unique and valid in every format.
+def input_names(model: keras.Model, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The names of the inputs: `asked`, or those of the `keras.Input`s, in the order of `model.inputs`.
 
     >>> image = keras.Input((4,), name="image")
     >>> input_names(keras.Model(image, keras.layers.Dense(2, name="scores")(image)))
     ('image',)
+
+    Raises:
+        ExportError: the number of names asked for is not the number of inputs, or one is taken or not valid.
     """
-    return unique(tensor._keras_history.operation.name for tensor in model.inputs)
+    if asked is None:
+        return unique(tensor._keras_history.operation.name for tensor in model.inputs)
+    return _checked(model, "inputs", len(model.inputs), asked, ())
 
 
-def output_names(model: keras.Model, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+def output_names(
+    model: keras.Model, asked: Sequence[str] | None = None, inputs: Sequence[str] | None = None
+) -> tuple[str, ...]:
     """The names of the outputs: `asked`, or the names of the layers that make them, unique among inputs and outputs.
 
     >>> image = keras.Input((4,), name="image")
@@ -43,18 +50,21 @@ def output_names(model: keras.Model, asked: Sequence[str] | None = None) -> tupl
     Raises:
         ExportError: the number of names asked for is not the number of outputs, or one is taken or not valid.
     """
-    inputs = input_names(model)
+    taken = input_names(model) if inputs is None else tuple(inputs)
     if asked is None:
-        return unique((tensor._keras_history.operation.name for tensor in model.outputs), taken=inputs)
+        return unique((tensor._keras_history.operation.name for tensor in model.outputs), taken)
+    return _checked(model, "outputs", len(model.outputs), asked, taken)
+
+
+def _checked(model: keras.Model, what: str, count: int, asked: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
     asked = (asked,) if isinstance(asked, str) else tuple(asked)
-    if len(asked) != len(model.outputs):
+    argument = f"{what[:-1]}_nodes"
+    if len(asked) != count:
+        raise ExportError(f"{model.name!r} has {count} {what}, but {argument} names {len(asked)}: {asked}")
+    if unique(asked, taken=taken) != asked:
+        others = f" that no input has (inputs: {', '.join(taken)})" if taken else ""
         raise ExportError(
-            f"{model.name!r} has {len(model.outputs)} outputs, but output_nodes names {len(asked)}: {asked}"
-        )
-    if unique(asked, taken=inputs) != asked:
-        raise ExportError(
-            f"output_nodes must be different names of letters, digits, '_', '.', '-' and '/' that no input has "
-            f"(inputs: {', '.join(inputs)}); got {asked}"
+            f"{argument} must be different names of letters, digits, '_', '.', '-' and '/'{others}; got {asked}"
         )
     return asked
 

@@ -215,11 +215,11 @@ def put_constants(model: Any, constants: Constants) -> None:
 def finish(
     model: Any, inputs: list[tuple[str, Any]], outputs: list[tuple[str, Any]], metadata: Mapping[str, str]
 ) -> None:
-    """Declare the inputs and outputs in Keras' order with its shapes, the batch axis as `batch`, and say by whom.
+    """Declare the inputs and outputs in Keras' order with their shapes, the batch axis as `batch`, and say by whom.
 
     Args:
         model: an ONNX model whose weights are in.
-        inputs: (name, Keras tensor) pairs.
+        inputs: (name, shape) pairs; the first axis of unknown size is the batch.
         outputs: the same.
         metadata: key to value.
     """
@@ -230,24 +230,29 @@ def finish(
         infos = {value.name: value for value in declared}
         extra = [value for name, value in infos.items() if name not in dict(wanted)]
         del declared[:]
-        declared.extend(_declaration(name, tensor, infos[name]) for name, tensor in wanted if name in infos)
+        declared.extend(_declaration(name, shape, infos[name]) for name, shape in wanted if name in infos)
         declared.extend(extra)
     # Shapes in between are tf2onnx's guesses, with axes called unk__12; a runtime infers them.
     del graph.value_info[:]
-    model.producer_name, model.producer_version = "tfprune", ""
+    model.producer_name, model.producer_version = "tfprune", metadata.get("tfprune", "")
     kept = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     del model.opset_import[:]
     model.opset_import.extend(kept)
     helper.set_model_props(model, dict(metadata))
 
 
-def _declaration(name: str, tensor: Any, info: Any) -> Any:
+def _declaration(name: str, shape: Any, info: Any) -> Any:
     from onnx import helper
 
-    axes = [
-        ("batch" if axis == 0 else f"{name}_{axis}") if size is None else size for axis, size in enumerate(tensor.shape)
-    ]
+    axes = [("batch" if axis == 0 else f"{name}_{axis}") if size is None else size for axis, size in enumerate(shape)]
     return helper.make_tensor_value_info(name, info.type.tensor_type.elem_type, axes)
+
+
+def halved(model: Any) -> Any:
+    """Weights and computation in float16; inputs and outputs stay as they are, with a Cast behind and before them."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
 
 
 def check(model: Any, opset: int, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What `export` wrote, as a value and as a table."""
+"""What `export` wrote, as a value, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-_HEADER = ("format", "MB", "difference", "seconds", "path")
 
 
 @dataclass(frozen=True)
@@ -20,6 +18,14 @@ class ExportRow:
         bytes: its size on disk.
         difference: the largest difference from Keras, as a fraction of the largest output.
         seconds: what writing, loading and comparing took.
+        noise: the norm of the difference, as a fraction of the outputs' norm.
+        agreement: of how many samples (a fraction) the largest output is the same one; None for outputs that are no
+            vectors.
+        samples: how many were compared.
+        load_ms: what its runtime took to load it.
+        latency_ms: the median of a run of one sample there, with the runtime's own number of threads; None if it was
+            not timed.
+        where: `process` if it ran in a process without tfprune, `here` if in this one.
     """
 
     format: str
@@ -27,6 +33,12 @@ class ExportRow:
     bytes: int
     difference: float
     seconds: float
+    noise: float = 0.0
+    agreement: float | None = None
+    samples: int = 0
+    load_ms: float | None = None
+    latency_ms: float | None = None
+    where: str = "here"
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -35,19 +47,30 @@ class ExportRow:
             self.format,
             f"{self.bytes / 1e6:.2f}",
             f"{self.difference:.1e}",
+            "" if self.agreement is None else f"{self.agreement:.0%}",
+            "" if self.load_ms is None else f"{self.load_ms:.1f}",
+            "" if self.latency_ms is None else f"{self.latency_ms:.3g}",
             f"{self.seconds:.1f}",
             str(self.path),
         )
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The row as JSON takes it."""
+        return {**vars(self), "path": Path(self.path).name}
+
+
+_HEADER = ("format", "MB", "difference", "top 1", "load ms", "run ms", "seconds", "path")
 
 
 @dataclass(frozen=True)
 class ExportReport:
     """All that one call of `export` wrote; `str()` is a plain table, `rich.print()` a coloured one.
 
-    >>> print(ExportReport("net", (ExportRow("onnx", Path("out/net.onnx"), 1500000, 2e-7, 0.84),)))
+    >>> print(ExportReport("net", (ExportRow("onnx", Path("out/net.onnx"), 1500000, 2e-7, 0.84, 1e-7, 1.0, 2, 3, 4),)))
     net: 1 format written, each read back and compared with Keras
-    format    MB  difference  seconds  path
-    onnx    1.50     2.0e-07      0.8  out/net.onnx
+    format    MB  difference  top 1  load ms  run ms  seconds  path
+    onnx    1.50     2.0e-07   100%      3.0       4      0.8  out/net.onnx
     """
 
     model: str

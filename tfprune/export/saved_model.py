@@ -6,9 +6,9 @@ from pathlib import Path
 
 import keras
 
-from tfprune.export.registry import Exporter, Options, Runner, register
-
-SIGNATURE = "serving_default"
+from tfprune.export.device import tf_saved_model
+from tfprune.export.device.tf_saved_model import SIGNATURE
+from tfprune.export.registry import Exporter, Options, on, register
 
 
 def write(model: keras.Model, path: Path, options: Options) -> None:
@@ -27,21 +27,14 @@ def write(model: keras.Model, path: Path, options: Options) -> None:
     archive.write_out(str(path), verbose=False)
 
 
-def load(path: Path, options: Options) -> Runner:
-    """Load with `tf.saved_model.load` and call the signature by the names of its inputs and outputs."""
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(str(path))
-
-    def run(arrays):
-        # `loaded` stays referenced here: a signature alone does not keep its variables alive.
-        results = loaded.signatures[SIGNATURE](
-            **{name: tf.constant(array) for name, array in zip(options.inputs, arrays, strict=True)}
-        )
-        outputs = [results[name] for name in options.outputs]
-        return [(tf.cast(y, "float32") if y.dtype == tf.bfloat16 else y).numpy() for y in outputs]
-
-    return run
-
-
-register(Exporter("saved_model", "_saved_model", write, load, requires={"tensorflow": "tensorflow"}))
+register(
+    Exporter(
+        "saved_model",
+        "_saved_model",
+        write,
+        on(tf_saved_model),
+        requires={"tensorflow": "tensorflow"},
+        device=tf_saved_model,
+        marker="saved_model.pb",
+    )
+)

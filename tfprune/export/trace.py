@@ -8,7 +8,7 @@ there, so that a writer decides where the bytes go. Freezing the usual way copie
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from tfprune.export.registry import Options
 
 #: protobuf, which a GraphDef and an ONNX file are, stops at 2 GiB.
 PROTOBUF_LIMIT = 2**31 - 2**20
+TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ class TracedGraph:
     weights: Mapping[str, keras.Variable]
 
 
-def trace(model: keras.Model, options: Options, lower_control_flow: bool) -> TracedGraph:
+def trace(model: keras.Model, options: Options, lower_control_flow: bool, channels_first: bool = False) -> TracedGraph:
     """Trace `model` at inference.
 
     Args:
         model: a functional model.
-        options: the names of its inputs and outputs.
+        options: the names of its inputs and outputs, and the shapes of its inputs if they are not the model's.
         lower_control_flow: write loops as the Switch and Merge nodes of TensorFlow 1, not as While nodes and functions.
+        channels_first: whether inputs of rank 4 have their channels on axis 1.
 
     Raises:
         ExportError: the weights exceed the 2 GiB that one protobuf can hold.
@@ -53,11 +55,19 @@ def trace(model: keras.Model, options: Options, lower_control_flow: bool) -> Tra
     _refuse_too_large(model, variables)
 
     def call(inputs, weights):
+        inputs = [tf.transpose(x, TO_NHWC) if moved(x) else x for x in inputs]
         with keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))):
             outputs = model(keras.tree.pack_sequence_as(model._inputs_struct, inputs), training=False)
         return [tf.identity(y) for y in keras.tree.flatten(outputs)]
 
-    input_specs = [tf.TensorSpec(x.shape, x.dtype, f"tfprune_input_{i}") for i, x in enumerate(model.inputs)]
+    def moved(x):
+        return channels_first and len(x.shape) == 4
+
+    shapes = options.shapes or tuple(x.shape for x in model.inputs)
+    input_specs = [
+        tf.TensorSpec(nchw(shape) if moved(x) else shape, x.dtype, f"tfprune_input_{i}")
+        for i, (x, shape) in enumerate(zip(model.inputs, shapes, strict=True))
+    ]
     weight_specs = [tf.TensorSpec(v.shape, v.dtype, f"tfprune_weight_{i}") for i, v in enumerate(variables)]
     with _functions_inlined():
         function = tf.function(call, autograph=False).get_concrete_function(input_specs, weight_specs)
@@ -80,6 +90,11 @@ def trace(model: keras.Model, options: Options, lower_control_flow: bool) -> Tra
     present = {node.name for node in graph_def.node}
     weights = {spec.name: v for spec, v in zip(weight_specs, variables, strict=True) if spec.name in present}
     return TracedGraph(graph_def, weights)
+
+
+def nchw(shape: Sequence[Any]) -> tuple[Any, ...]:
+    """Batch, height, width, channels as batch, channels, height, width."""
+    return tuple(shape[axis] for axis in TO_NCHW)
 
 
 def with_constants(traced: TracedGraph, names: set[str]) -> Any:
