@@ -19,8 +19,8 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import numpy as np
 from absl import app, flags, logging
+from augment import Augmented
 from models.mobilenet_v2_se import SCOPES, mobilenet_v2_se
 
 import tfprune
@@ -55,34 +55,6 @@ class EveryEpoch(keras.callbacks.Callback):
         """Measure what came back so far."""
         count = len(self.monitor.history)
         self.monitor.measure(self.model, self.pruning.plan, epoch=count, threshold=self.pruning.threshold)
-
-
-class Augmented(keras.utils.PyDataset):
-    """Batches in a new order every epoch, each image mirrored or not and moved by up to 2 pixels."""
-
-    def __init__(self, x, y, batch_size, seed):
-        super().__init__()
-        self.x, self.y, self.batch_size = x, y, batch_size
-        self.generator = np.random.default_rng(seed)
-        self.order = self.generator.permutation(len(x))
-
-    def __len__(self):
-        return -(-len(self.x) // self.batch_size)
-
-    def __getitem__(self, index):
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        x = self.x[rows]
-        mirrored = self.generator.random(len(x)) < 0.5
-        x[mirrored] = x[mirrored, :, ::-1]
-        padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
-        height, width = x.shape[1:3]
-        for image, (down, right) in enumerate(self.generator.integers(0, 5, (len(x), 2))):
-            x[image] = padded[image, down : down + height, right : right + width]
-        return x, self.y[rows]
-
-    def on_epoch_end(self):
-        """Shuffle."""
-        self.order = self.generator.permutation(len(self.x))
 
 
 def main(_):

@@ -52,6 +52,7 @@ FLOW = (
         "verify",
         "cost",
         "carry",
+        "distillation",
         "data",
         "checkpoints",
     },

@@ -13,6 +13,8 @@ Sources: Sandler et al., MobileNetV2 (arXiv:1801.04381); Hu et al., Squeeze-and-
 import keras
 from keras import layers
 
+from .blocks import conv, inverted_residual, wide
+
 # Inner width over input width, output channels at width 1, blocks, stride of the first block.
 STAGES = ((6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 1), (6, 320, 1, 1))
 SQUEEZED_AFTER = {6: "SE1", 13: "SE2"}  # SE3 follows the last convolution
@@ -29,44 +31,21 @@ def mobilenet_v2_se(input_shape=(32, 32, 3), classes=10, width=0.5):
     """
     image = keras.Input(input_shape, name="image")
     x = layers.Rescaling(2.0, offset=-1.0, name="rescaling")(image)
-    x = _conv(x, _wide(32, width), 3, "Conv", stride=2)
-    x = _inverted_residual(x, 1, _wide(16, width), 1, "expanded_conv_0")
+    x = conv(x, wide(32, width), 3, "Conv", stride=2)
+    x = inverted_residual(x, 1, wide(16, width), 1, "expanded_conv_0")
     block = 1
     for expansion, filters, count, stride in STAGES:
         for index in range(count):
             name = f"expanded_conv_{block}"
-            x = _inverted_residual(x, expansion, _wide(filters, width), stride if index == 0 else 1, name)
+            x = inverted_residual(x, expansion, wide(filters, width), stride if index == 0 else 1, name)
             if block in SQUEEZED_AFTER:
                 x = _squeeze_and_excite(x, SQUEEZED_AFTER[block])
             block += 1
-    x = _conv(x, _wide(1280, width), 1, "Conv_1")
+    x = conv(x, wide(1280, width), 1, "Conv_1")
     x = _squeeze_and_excite(x, "SE3", ratio=8)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     x = layers.Dropout(0.2, name="dropout")(x)
     return keras.Model(image, layers.Dense(classes, activation="softmax", name="output")(x), name="mobilenet_v2_se")
-
-
-def _wide(filters, width):
-    """`filters` times `width`, to a multiple of 8, losing at most a tenth."""
-    rounded = max(8, int(filters * width + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * filters * width else rounded
-
-
-def _conv(x, filters, kernel, name, stride=1, activation=True):
-    x = layers.Conv2D(filters, kernel, stride, padding="same", use_bias=False, name=name)(x)
-    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_BN")(x)
-    return layers.ReLU(6.0, name=f"{name}_relu")(x) if activation else x
-
-
-def _inverted_residual(x, expansion, filters, stride, name):
-    shortcut = x
-    if expansion > 1:
-        x = _conv(x, expansion * x.shape[-1], 1, f"{name}_expand")
-    x = layers.DepthwiseConv2D(3, stride, padding="same", use_bias=False, name=f"{name}_depthwise")(x)
-    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_depthwise_BN")(x)
-    x = layers.ReLU(6.0, name=f"{name}_depthwise_relu")(x)
-    x = _conv(x, filters, 1, f"{name}_project", activation=False)
-    return layers.Add(name=f"{name}_add")([shortcut, x]) if x.shape == shortcut.shape else x
 
 
 def _squeeze_and_excite(x, name, ratio=2):
