@@ -9,6 +9,8 @@ from typing import Any
 import keras
 
 from tfprune.errors import PlanError
+from tfprune.frontend import trace
+from tfprune.keras_graph.expand import input_structure
 
 
 class Distiller(keras.Model):
@@ -21,8 +23,8 @@ class Distiller(keras.Model):
     over logits, averaged over samples. The factor T**2 keeps the second part's gradients at the size of the first's.
     In evaluation it is the compiled loss alone, that of the student. Regularisation is added to it as it is.
 
-    The student is trained in place: use it, save it and export it as ever. The teacher is only asked: it is not trained,
-    saved or traced.
+    The student is trained in place: use it, save it and export it as ever. The teacher is not changed.
+    Callbacks such as `tfprune.SoftPruning` work on the student.
 
     Args:
         student: the model to train, such as `tfprune.strip(model).model`.
@@ -63,6 +65,7 @@ class Distiller(keras.Model):
         self.temperature, self.alpha, self.from_logits = float(temperature), float(alpha), from_logits
         # As a function, so that Keras does not take the teacher's weights for this model's.
         self._teach = functools.partial(teacher, training=False)
+        trace(self, inputs=input_structure(student))  # builds it, and lets callbacks trace it
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """What the student gives."""
@@ -80,7 +83,7 @@ class Distiller(keras.Model):
             soft = soft * keras.ops.cast(sample_weight, soft.dtype)
         # What regularises is part of `hard`, and stays whole.
         rest = sum(self.losses) if self.losses else 0.0
-        return (1 - self.alpha) * hard + self.alpha * (keras.ops.mean(soft) + rest)
+        return (1 - self.alpha) * hard + self.alpha * (keras.ops.cast(keras.ops.mean(soft), hard.dtype) + rest)
 
     def _divergence(self, teacher: Any, student: Any) -> Any:
         """T**2 * KL(teacher || student), a number a sample."""
@@ -89,7 +92,8 @@ class Distiller(keras.Model):
 
     def _softened(self, outputs: Any) -> Any:
         """log softmax(logits / T)."""
-        outputs = keras.ops.cast(outputs, "float32")
+        if keras.backend.standardize_dtype(outputs.dtype) in ("float16", "bfloat16"):
+            outputs = keras.ops.cast(outputs, "float32")
         if not self.from_logits:  # a probability's logarithm is its logit, but for what softmax does not see
             outputs = keras.ops.log(keras.ops.maximum(outputs, 1e-30))
         return keras.ops.log_softmax(outputs / self.temperature, axis=-1)

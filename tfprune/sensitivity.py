@@ -19,7 +19,7 @@ from tfprune.criteria.base import Criterion, GroupView, Unscored
 from tfprune.criteria.scoring import Scorer
 from tfprune.errors import DataError, PlanError, Refusal, TraceError, nearest
 from tfprune.frontend import trace
-from tfprune.selection import Amount, select
+from tfprune.selection import select
 from tfprune.soft import Zeroing
 from tfprune.strip import strip
 from tfprune.tables import table
@@ -101,7 +101,7 @@ def sensitivity(
     Sources: Li et al., "Pruning Filters for Efficient ConvNets" (arXiv:1608.08710), figure 2b; the layerwise and full
     modes of CNN-Pruning-Engine.
     """
-    swept = _checked_ratios(ratios, round_to)
+    swept = _ascending(ratios)
     if mode not in ("both", "layerwise", "full"):
         raise PlanError(f"mode is 'layerwise', 'full' or 'both', and {mode!r} came")
     if not isinstance(model, keras.Model):
@@ -290,14 +290,15 @@ def _curve(data: dict[str, Any]) -> Curve:
 # -- what is pruned ----------------------------------------------------------------------------------------------------
 
 
-def _checked_ratios(ratios: Sequence[float], round_to: int) -> tuple[float, ...]:
-    """The ratios, ascending, each once."""
-    given = [ratios] if isinstance(ratios, int | float) else list(ratios)
-    if not given:
+def _ascending(ratios: Sequence[float]) -> tuple[float, ...]:
+    """The ratios, each once; `select` looks at their range."""
+    try:
+        swept = tuple(sorted({float(ratio) for ratio in np.atleast_1d(ratios)}))
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"ratios must be numbers in [0, 1), and {ratios!r} came") from error
+    if not swept:
         raise PlanError("there are no ratios to sweep; give some, such as ratios=(0.25, 0.5, 0.75)")
-    for ratio in given:
-        Amount.checked(None, ratio, round_to)
-    return tuple(sorted({float(ratio) for ratio in given}))
+    return swept
 
 
 def _plans(graph: ChannelGraph, scorer: Scorer, swept: Sequence[float], **options: Any) -> list[PruningPlan]:
