@@ -135,6 +135,8 @@ def test_help_and_mistakes_do_not_import_keras():
         (["prune", "--model=x", "--output_dir=y", "--slots=maybe"], "maybe"),
         (["sensitivity", "--model=x", "--output_dir=y", "--ratios=0.5,1.5"], "'1.5' is not one of"),
         (["sensitivity", "--model=x", "--output_dir=y", "--dataset=digits", "--data=a:b"], "not both"),
+        (["prune", "--model=x", "--output_dir=y", "--ratio=0.5", "--schedule=cosin"], "did you mean 'cosine'"),
+        (["prune", "--model=x", "--output_dir=y", "--schedule=cosine"], "--ratio"),
     ],
 )
 def test_wrong_command_lines(capsys, arguments, message):
@@ -269,7 +271,7 @@ def test_export_and_verify_other_formats(capsys, zeroed):
     assert main(["verify", "--model=user_models:small", "--other=e/net.onnx"]) == 1
 
 
-@pytest.mark.parametrize("amount", ["--thresholds=0.6,0.5", "--ratio=0.5"])
+@pytest.mark.parametrize("amount", [["--thresholds=0.6,0.5"], ["--ratio=0.5", "--schedule=linear"]], ids=" ".join)
 def test_prune(capsys, arrays, amount):
     import keras
 
@@ -280,7 +282,7 @@ def test_prune(capsys, arrays, amount):
         "--train_epochs=1",
         "--epochs=2",
     ]
-    assert main(["prune", *arguments, amount, "--formats=keras", "--max_retries=0"]) == 0
+    assert main(["prune", *arguments, *amount, "--formats=keras", "--max_retries=0"]) == 0
     printed = capsys.readouterr()
     with open("run/results.json") as file:
         results = json.load(file)

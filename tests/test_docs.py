@@ -61,3 +61,10 @@ def test_plans_as_the_page_has_them(monkeypatch, capsys):
         assert text in printed
     assert scope["smaller"].shape == (3, 3, 128, 126)
     assert scope["plan"].channels == {"layer2_1_conv1": (0, 7)}
+
+
+def test_schedules_as_the_page_has_them():
+    scope: dict = {}
+    for block in blocks("schedules.md"):
+        exec(compile(block, "schedules.md", "exec"), scope)
+    assert {name for name in tfprune.schedules.NAMES if f"`{name}`" not in (DOCS / "schedules.md").read_text()} == set()

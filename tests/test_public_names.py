@@ -37,3 +37,11 @@ def test_importing_tfprune_imports_no_framework():
     code = "import tfprune, sys; print([m for m in ('keras', 'tensorflow', 'onnx', 'matplotlib') if m in sys.modules])"
     root = Path(tfprune.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout.strip() == "[]"
+
+
+def test_modules_with_values_of_their_own_need_no_import_statement():
+    code = "import tfprune; print(tfprune.schedules.Linear(0.0, 0.5, 4)(2))"
+    root = Path(tfprune.__file__).parents[1]
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout.strip() == "0.25"
+    )

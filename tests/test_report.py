@@ -12,6 +12,7 @@ import tfprune
 from tfprune.errors import PlanError
 from tfprune.report import pictures
 from tfprune.report.stages import RunReport, Stage, accuracy, measure
+from tfprune.schedules import Linear
 from tfprune.sensitivity import TOGETHER, Curve, Sensitivity
 
 
@@ -111,6 +112,14 @@ def test_sensitivity(tmp_path, drawn):
         "accuracy",
         "net pruned by l1, without training (circles: really removed)",
     } <= set(drawn)
+
+
+def test_schedules(tmp_path, drawn):
+    ramps = {"up": Linear(0.0, 0.8, 4), "down": Linear(0.8, 0.0, 4), "three": Linear(0.1, 0.2, 3)}
+    assert is_png(pictures.schedules(ramps, tmp_path / "schedules.png"))
+    assert {"up", "down", "three", "epoch or step"} <= set(drawn)
+    with pytest.raises(PlanError, match="at least one"):
+        pictures.schedules({}, tmp_path / "none.png")
 
 
 def test_measure(pair):

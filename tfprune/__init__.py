@@ -65,9 +65,12 @@ __all__ = [
     "verify",
 ]
 __version__ = "0.1.0"
+_MODULES = ("schedules",)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"tfprune.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'tfprune' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"tfprune.{_HOMES[name]}"), name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -22,6 +22,7 @@ from tfprune.channels.graph import Call, ChannelGraph
 from tfprune.errors import PlanError
 from tfprune.files import atomic_path
 from tfprune.frontend import trace
+from tfprune.schedules import Schedule
 from tfprune.sensitivity import Sensitivity
 
 _BEFORE, _AFTER, _INK = "#b8c4d6", "#2f6db5", "#24292f"
@@ -149,6 +150,38 @@ def sensitivity(result: Sensitivity, path: str | os.PathLike, max_drop: float | 
     columns = 1 + len(result.all_curves) // 20
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def schedules(drawn: Mapping[str, Schedule], path: str | os.PathLike, length: int = 40) -> Path:
+    """Schedules over their epochs (or steps), a small picture each.
+
+    Args:
+        drawn: title -> schedule.
+        path: of the picture.
+        length: how many epochs are drawn.
+
+    Raises:
+        PlanError: there are none.
+    """
+    if not drawn:
+        raise PlanError("give at least one schedule to draw")
+    columns = min(4, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(3 * columns, 2.1 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    epochs = np.arange(length + 1)
+    for axes, (title, schedule) in zip(grid, drawn.items(), strict=False):
+        axes.step(epochs, [schedule(int(epoch)) for epoch in epochs], where="post", color=_AFTER, linewidth=1.5)
+        axes.set_title(title, fontsize=7.5)
+        axes.set_ylim(-0.03, 1.0)
+        axes.tick_params(labelsize=7)
+        axes.grid(color=_BEFORE, linewidth=0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(drawn) :]:
+        axes.set_axis_off()
+    figure.supxlabel("epoch or step", fontsize=9)
+    figure.supylabel("ratio or threshold", fontsize=9)
     return _save(figure, path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from tfprune.cli import datasets, models, progress
 from tfprune.cli.command import Command, Flag, UsageError
 from tfprune.cli.commands.export import FORMATS, OPSET
-from tfprune.errors import DataError, TfpruneError
+from tfprune.errors import DataError, TfpruneError, nearest
 
 
 def _run(options: SimpleNamespace) -> None:
@@ -57,8 +57,20 @@ def _check(options: SimpleNamespace) -> None:
     datasets.check(options)
     if options.ratio is not None and options.thresholds is not None:
         raise UsageError("give either --thresholds or --ratio, not both")
+    if options.schedule is not None:
+        _check_schedule(options)
     if options.ratio is None and options.thresholds is None:
         options.thresholds = (0.8, 0.7, 0.6, 0.55, 0.5)
+
+
+def _check_schedule(options: SimpleNamespace) -> None:
+    from tfprune.schedules import NAMES
+
+    if options.ratio is None:
+        raise UsageError("--schedule is the way to a --ratio; give one as well")
+    if options.schedule not in NAMES:
+        near = nearest(options.schedule, NAMES)
+        raise UsageError(f"there is no schedule {options.schedule!r}; there are {', '.join(NAMES)}{near}")
 
 
 def _check_patterns_and_formats(model: Any, options: SimpleNamespace) -> None:
@@ -123,10 +135,13 @@ def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output:
 
 def _to_ratio(model: Any, dataset: Any, options: SimpleNamespace, output: Path) -> tuple[Any, Any]:
     import tfprune
+    from tfprune.schedules import named
 
+    # The last epoch is trained at the whole ratio.
+    gradual = options.schedule is not None and options.epochs > 1
     pruning = tfprune.SoftPruning(
         options.criterion,
-        ratio=options.ratio,
+        ratio=named(options.schedule, options.ratio, options.epochs - 1) if gradual else options.ratio,
         only=options.only,
         ignore=options.ignore,
         round_to=options.round_to,
@@ -177,6 +192,12 @@ COMMAND = Command(
         ),
         Flag(
             "ratio", "Prune this fraction of every group's channels instead.", "FRACTION", kind="number", low=0, high=1
+        ),
+        Flag(
+            "schedule",
+            "How --ratio is reached over the epochs: constant (at once), linear, polynomial, cosine, exponential, "
+            "asymptotic, ladder, rounds or one_shot.",
+            "NAME",
         ),
         Flag(
             "max_failure_rate",
