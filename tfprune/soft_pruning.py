@@ -17,7 +17,7 @@ from tfprune.errors import PlanError
 from tfprune.frontend import trace
 from tfprune.monitor import ConvergenceMonitor
 from tfprune.schedules import Schedule, as_schedule
-from tfprune.selection import Amount, select
+from tfprune.selection import Request, select
 from tfprune.soft import Zeroing
 
 
@@ -103,7 +103,7 @@ class SoftPruning(keras.callbacks.Callback):
         self.values = ratio if thresholds is None else thresholds
         as_schedule(self.values, 1, self.kind)  # type: ignore[arg-type]
         for value in () if callable(self.values) else np.atleast_1d(self.values):  # type: ignore[arg-type]
-            Amount.checked(value if ratio is None else None, value if thresholds is None else None, round_to)
+            Request.checked(**{self.kind: value}, round_to=round_to)
         self.options: dict[str, Any] = {
             "criterion": criterion,
             "only": only,

@@ -15,7 +15,7 @@ from tfprune.carry import carry
 from tfprune.channels.facts import prove, reasons, removable
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.narrow import narrow
-from tfprune.channels.ops import Facts
+from tfprune.channels.ops import Facts, Narrowing
 from tfprune.channels.plan import PruningPlan
 from tfprune.channels.simplify import Replacement, simplify
 from tfprune.channels.weights import Weight
@@ -128,16 +128,10 @@ def strip(
     original = trace(model)
     model = original.model  # where a path was given
     clock.lap("trace")
-    graph, facts, replacements = _simplified(original, plan)
-    wanted = removable(graph, facts)
-    asked = _asked(graph, facts) if plan is None else plan.onto(graph)
-    if plan is not None:
-        wanted &= asked
-    new, returned = narrow(graph, ~wanted, facts.constant)
-    keep = np.zeros(graph.channels, bool)
-    keep[graph.channel_of[new.keep]] = True
+    left = outcome(original, plan)
+    graph = left.graph
     clock.lap("plan")
-    rebuilt = rebuild(graph, facts, new, replacements)
+    rebuilt = rebuild(graph, left.facts, left.new, left.replacements)
     stripped = rebuilt.model
     clock.lap("rebuild")
     verification = moved = None
@@ -151,19 +145,67 @@ def strip(
     if carry_optimizer:
         notes = carry(model, rebuilt)
         clock.lap("carry")
-    left = trace(stripped)
+    smaller = trace(stripped)
     return StripResult(
         model=stripped,
-        plan=PruningPlan(graph, ~keep, request="what is provably removable" if plan is None else plan.request),
-        removed_layers=_removed_layers(original, left),
-        refusals=_refusals(graph, {**reasons(graph, facts, asked & keep), **returned}),
+        plan=PruningPlan(graph, ~left.keep, request="what is provably removable" if plan is None else plan.request),
+        removed_layers=_removed_layers(original, smaller),
+        refusals=_refusals(graph, {**reasons(graph, left.facts, left.asked & left.keep), **left.returned}),
         verification=verification,
         cost_before=cost(original),
-        cost_after=cost(left),
+        cost_after=cost(smaller),
         seconds=clock.laps,
         notes=notes,
         moved=moved,
     )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What stripping will leave, found before anything is rebuilt.
+
+    Attributes:
+        graph: without the sums and products that have a constant side, which `replacements` became.
+        facts: what its weights prove.
+        new: where everything is in the smaller model.
+        keep: channel of `graph` -> whether it stays.
+        asked: channel -> whether it was to go.
+        returned: channel -> why it had to come back.
+    """
+
+    graph: ChannelGraph
+    facts: Facts
+    replacements: dict[int, Replacement]
+    new: Narrowing
+    keep: NDArray[np.bool_]
+    asked: NDArray[np.bool_]
+    returned: dict[int, str]
+
+
+def outcome(original: ChannelGraph, plan: PruningPlan | None = None) -> Outcome:
+    """Find what `strip` will leave of a model, with a plan or without one.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    graph, facts, replacements = _simplified(original, plan)
+    wanted = removable(graph, facts)
+    asked = _asked(graph, facts) if plan is None else plan.onto(graph) | _whole(graph, plan.layers)
+    if plan is not None:
+        wanted &= asked
+    new, returned = narrow(graph, ~wanted, facts.constant)
+    keep = np.zeros(graph.channels, bool)
+    keep[graph.channel_of[new.keep]] = True
+    return Outcome(graph, facts, replacements, new, keep, asked, returned)
+
+
+def _whole(graph: ChannelGraph, layers: tuple[str, ...]) -> NDArray[np.bool_]:
+    """channel -> whether one of these layers writes it."""
+    result = np.zeros(graph.channels, bool)
+    for slot in graph.labels.slots.values():
+        if slot.role == "write" and slot.weight.layer in layers:
+            result[graph.channel_of[slot.labels.ravel()]] = True
+    return result
 
 
 def _simplified(graph: ChannelGraph, plan: PruningPlan | None) -> tuple[ChannelGraph, Facts, dict[int, Replacement]]:

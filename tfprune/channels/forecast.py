@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,50 @@ from scipy.sparse import csr_array
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.ops import Op
 from tfprune.channels.ops.contract import OverPositions
-from tfprune.channels.removal import calls_left
+from tfprune.channels.removal import calls_left, written_alone
 from tfprune.channels.weights import Slot, Weight
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One cost of a model before and after stripping.
+
+    Attributes:
+        what: `parameters`, `MACs`, `latency` or `.onnx bytes`.
+        before, after: numbers, multiply-adds for one sample, milliseconds or bytes.
+        budget: the fraction of `before` that may be left; None where none was asked for.
+    """
+
+    what: str
+    before: float
+    after: float
+    budget: float | None = None
+
+    def __str__(self) -> str:
+        before, after = (
+            f"{n:.3g} ms" if self.what == "latency" else f"{round(n):,}" for n in (self.before, self.after)
+        )
+        asked = "" if self.budget is None else f", budget {self.budget:.2%}"
+        return f"{self.what}: {before} -> {after} ({self.after / max(self.before, 1e-12):.2%} left{asked})"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What stripping a plan will leave.
+
+    Attributes:
+        costs: parameters and MACs, and what else a budget was asked for.
+        notes: why a budget is not met within 1 %.
+    """
+
+    costs: tuple[Expected, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([f"expected {cost}" for cost in self.costs] + list(self.notes))
 
 
 @dataclass(frozen=True)
@@ -54,6 +94,14 @@ class LayerWidths:
     scale: float = 1.0
 
 
+class Left(NamedTuple):
+    """Of each call, each weight and each channel: whether it is left without some whole layers."""
+
+    calls: Bools
+    weights: Bools
+    channels: Bools
+
+
 class CostModel:
     """A graph's parameters and multiply-adds as a function of which channels stay and which whole layers go.
 
@@ -70,7 +118,9 @@ class CostModel:
         slots: dict[Weight, dict[tuple[int, ...], Slot]] = {}
         for slot in graph.labels.slots.values():
             slots.setdefault(slot.weight, {})[slot.axes] = slot
-        self.weights = list(dict.fromkeys([*graph.variables, *graph.weights]))
+        used = {weight for call in graph.calls for op in call.ops for weight in op.weights()}
+        called = {call.layer for call in graph.calls}
+        self.weights = [weight for weight in graph.weights if weight in used or _is_part_of(weight.layer, called)]
         self._number = {weight: number for number, weight in enumerate(self.weights)}
         most = max((len(by_axes) for by_axes in slots.values()), default=1)
         self._factors = np.full((len(self.weights), most), one)
@@ -78,6 +128,8 @@ class CostModel:
         self._rest = np.array([float(weight.size) for weight in self.weights])
         self._slots = slots
         for weight, by_axes in slots.items():
+            if weight not in self._number:
+                continue
             number = self._number[weight]
             for place, slot in enumerate(by_axes.values()):
                 self._factors[number, place] = self._row(graph.channel_of[slot.labels.ravel()])
@@ -108,7 +160,7 @@ class CostModel:
         self._op_weights = np.array([number for _, _, number, _, _ in self._ops], np.intp)
         self._op_times = np.array([times for _, _, _, times, _ in self._ops])
         self._op_spread = np.array([spread for *_, spread in self._ops], np.intp)
-        self._left: dict[frozenset[str], tuple[Bools, Bools]] = {}
+        self._left: dict[frozenset[str], Left] = {}
 
     def _row(self, channels: NDArray[np.intp]) -> int:
         """The number of a row of the counting matrix; equal arrays share one. Row 0 counts as 1."""
@@ -122,7 +174,8 @@ class CostModel:
 
     def sizes(self, keep: Bools, cut: Collection[str] = ()) -> Floats:
         """The size of each of `weights`, when the channels in `keep` stay and the layers in `cut` write 0."""
-        return self._sizes(self._counts(keep), keep) * self.left(cut)[1]
+        keep = keep & self.left(cut).channels
+        return self._sizes(self._counts(keep), keep) * self.left(cut).weights
 
     def parameters(self, keep: Bools, cut: Collection[str] = ()) -> float:
         """Numbers in all weights."""
@@ -134,13 +187,15 @@ class CostModel:
 
     def macs(self, keep: Bools, cut: Collection[str] = ()) -> float:
         """Multiply-adds for one sample."""
+        keep = keep & self.left(cut).channels
         counts = self._counts(keep)
         each = self._sizes(counts, keep)[self._op_weights] * self._op_times * counts[self._op_spread]
-        return float(each @ self.left(cut)[0][self._op_calls])
+        return float(each @ self.left(cut).calls[self._op_calls])
 
     def widths(self, keep: Bools, cut: Collection[str] = ()) -> list[LayerWidths]:
         """Every kernel that is left, as it would be; the same kernels in the same order for the same `cut`."""
-        counts, alive = self._counts(keep).astype(int).tolist(), self.left(cut)[0]
+        keep = keep & self.left(cut).channels
+        counts, alive = self._counts(keep).astype(int).tolist(), self.left(cut).calls
         groups = [int((matrix @ keep > 0).sum()) for matrix in self._matrix_of_blocks]
         found = []
         for index, op, number, _, spread in self._ops:
@@ -168,13 +223,14 @@ class CostModel:
             )  # fmt: skip
         return found
 
-    def left(self, cut: Collection[str]) -> tuple[Bools, Bools]:
-        """(of each call, of each of `weights`) whether it is left when the layers in `cut` write 0."""
+    def left(self, cut: Collection[str]) -> Left:
+        """What is left when the layers in `cut` write 0."""
         key = frozenset(cut)
         if key not in self._left:
-            calls = np.ones(len(self.graph.calls), bool) if not key else calls_left(self.graph, key)
-            weights = np.ones(len(self.weights), bool)
+            calls, weights = np.ones(len(self.graph.calls), bool), np.ones(len(self.weights), bool)
+            channels = self._whole
             if key:
+                calls, channels = calls_left(self.graph, key), ~written_alone(self.graph, key)
                 used: dict[Weight, bool] = {}
                 for call, alive in zip(self.graph.calls, calls.tolist(), strict=True):
                     for op in call.ops:
@@ -183,7 +239,7 @@ class CostModel:
                 layers = {call.layer for call, alive in zip(self.graph.calls, calls, strict=True) if alive}
                 gone = {call.layer for call in self.graph.calls} - layers
                 weights = np.array([used.get(weight, weight.layer not in gone) for weight in self.weights])
-            self._left[key] = calls, weights
+            self._left[key] = Left(calls, weights, channels)
         return self._left[key]
 
     def _counts(self, keep: Bools) -> Floats:
@@ -201,6 +257,13 @@ class CostModel:
     def before(self) -> tuple[float, float]:
         """(parameters, multiply-adds) of the model as it is."""
         return self.parameters(self._whole), self.macs(self._whole)
+
+
+def _is_part_of(layer: str, called: Collection[str]) -> bool:
+    """Whether a layer is called, holds one that is, or is part of one that is."""
+    if any(name == layer or name.startswith(f"{layer}/") for name in called):
+        return True
+    return bool(layer) and layer.rpartition("/")[0] in called
 
 
 def _times(op: Op, weight: Weight) -> float:

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from tfprune.channels.forecast import Forecast
 from tfprune.channels.graph import ChannelGraph, ChannelGroup
 from tfprune.channels.ops import Affine, Contract
 from tfprune.channels.parts import Loss, Part, as_table, parts, total
@@ -40,6 +41,7 @@ class PruningPlan:
         layers: convolutions that are zeroed whole.
         refusals: groups that stay although they were in scope, and why.
         request: what was asked for, in words.
+        forecast: what stripping will leave, where a budget was asked for.
     """
 
     graph: ChannelGraph
@@ -48,6 +50,7 @@ class PruningPlan:
     refusals: tuple[Refusal, ...] = ()
     request: str = ""
     redundancies: dict[str, NDArray] = field(default_factory=dict, repr=False)
+    forecast: Forecast | None = None
 
     @cached_property
     def channels(self) -> dict[str, tuple[int, ...]]:
@@ -261,6 +264,7 @@ class PruningPlan:
             short = f"{total(self.parts)}, from {layers} layers; plan.details() lists them"
             lines.append(f"\n{self.details()}" if len(self.parts) <= _FEW else short)
         lines += [f"{layer}: zeroed whole" for layer in self.layers]
+        lines += [] if self.forecast is None else [str(self.forecast)]
         lines += [str(refusal) for refusal in self.refusals]
         return "\n".join(lines)
 

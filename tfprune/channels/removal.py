@@ -34,25 +34,49 @@ def can_drop(graph: ChannelGraph, cut: Collection[str]) -> bool:
 def calls_left(graph: ChannelGraph, cut: Collection[str]) -> NDArray[np.bool_]:
     """Of each call, whether strip leaves it when the layers in `cut` write 0: what fed only them goes along.
 
-    A sum with a side that is 0 becomes its other side, and a product with a constant a scale, as `simplify` does it.
+    What only they write goes with them (a concatenated branch). A sum with a side that is 0 becomes its other side, and
+    a product with a constant a scale, as `simplify` does it.
     """
     state = _states(graph, cut)
     assert state is not None, "these layers cannot be dropped together"
     calls_of = Counter(id(call.origin) for call in graph.calls)
     left = np.zeros(len(graph.calls), bool)
     needed = set(graph.outputs)
+    gone = written_alone(graph, cut)
+    empty = {layer for layer, channels in _written(graph).items() if layer in cut and gone[channels].all()}
     size = -1
     while size != len(needed):
         size = len(needed)
         for index in reversed(range(len(graph.calls))):
             call = graph.calls[index]
-            if not left[index] and (not call.inputs or any(value in needed for value in call.outputs)):
+            if left[index] or call.layer in empty:
+                continue
+            if not call.inputs or any(value in needed for value in call.outputs):
                 left[index] = True
                 needed.update(_sides_left(call, state) if calls_of[id(call.origin)] == 1 else call.inputs)
         for boundary in graph.boundaries:
             if any(value in needed for value in boundary.outputs):
                 needed.update(boundary.inputs, boundary.outputs)
     return left
+
+
+def written_alone(graph: ChannelGraph, layers: Collection[str]) -> NDArray[np.bool_]:
+    """channel -> whether these layers write it and no other does, so that it goes when they write 0."""
+    result = np.zeros(graph.channels, bool)
+    others = np.zeros(graph.channels, bool)
+    for layer, channels in _written(graph).items():
+        (result if layer in layers else others)[channels] = True
+    others[list(graph.protected)] = True
+    return result & ~others
+
+
+def _written(graph: ChannelGraph) -> dict[str, NDArray[np.intp]]:
+    """layer -> the channels that its kernels write."""
+    found: dict[str, list[NDArray[np.intp]]] = {}
+    for slot in graph.labels.slots.values():
+        if slot.kind == "write":
+            found.setdefault(slot.weight.layer, []).append(graph.channel_of[slot.labels.ravel()])
+    return {layer: np.concatenate(channels) for layer, channels in found.items()}
 
 
 def _sides_left(call: Call, state: dict[int, int]) -> tuple[int, ...]:

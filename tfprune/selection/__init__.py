@@ -1,6 +1,7 @@
-"""Scores and an amount, or a budget, become a PruningPlan."""
+"""Scores and an amount, or budgets, become a PruningPlan."""
 
-from tfprune.selection.choose import Amount, select
+from tfprune.selection.amounts import Request
+from tfprune.selection.choose import select
 from tfprune.selection.patterns import matches
 
-__all__ = ["Amount", "matches", "select"]
+__all__ = ["Request", "matches", "select"]

@@ -1,136 +1,139 @@
-"""Scores and a budget become a PruningPlan."""
+"""`select`: scores and an amount, or budgets, become a PruningPlan."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfprune.channels.graph import ChannelGraph, ChannelGroup, Member
-from tfprune.channels.ops import Contract
+from tfprune.channels.forecast import CostModel
+from tfprune.channels.graph import ChannelGraph, ChannelGroup
 from tfprune.channels.plan import PruningPlan
-from tfprune.channels.removal import can_drop, droppable
 from tfprune.criteria import Criterion, Scorer
 from tfprune.errors import PlanError, Refusal
 from tfprune.frontend import trace
+from tfprune.selection.amounts import Request, Scope
+from tfprune.selection.budgets import Budget, within_budgets
+from tfprune.selection.costs import costs_of
 from tfprune.selection.patterns import Patterns, holding_all, holding_any
+from tfprune.selection.pools import pools_of
+from tfprune.selection.ranking import Choice, Ranking
+from tfprune.selection.whole_layers import Candidates
 
 
 def select(
     model: Any,
     criterion: str | Criterion = "redundancy",
     *,
-    threshold: float | None = None,
-    ratio: float | None = None,
-    round_to: int = 4,
+    threshold: float | Mapping[str, float] | None = None,
+    ratio: float | Mapping[str, float] | None = None,
+    count: int | Mapping[str, int] | None = None,
+    params: float | None = None,
+    macs: float | None = None,
+    latency: float | None = None,
+    file_bytes: Mapping[str, float] | None = None,
+    scope: Scope = "local",
+    round_to: int | None = None,
+    min_width: int = 1,
+    max_ratio: float | None = None,
     only: Patterns | None = None,
     ignore: Patterns | None = None,
     layers: bool = False,
     heads: bool = False,
+    latency_table: Any = None,
+    data: Any = None,
+    loss: Any = None,
 ) -> PruningPlan:
     """Choose which channels go, and change nothing.
 
+    How much goes is said by one of `threshold`, `ratio` and `count`, or by budgets. A ratio is what GOES; a budget is
+    what is LEFT of the whole unpruned model: `macs=0.5` leaves half of its MACs. Several budgets are all met.
+
     Args:
         model: a model, Keras or ONNX, or its graph from `tfprune.trace` (which saves tracing it again).
-        criterion: `redundancy`, `redundancy_legacy`, `l1`, `l2`, or a function of a `GroupView`.
+        criterion: a name, or a function of a `GroupView`; see docs/criteria.md.
         threshold: a fraction in [0, 1]: channels more redundant than this go. Redundancy is 1 - score for criteria
-            whose scores are fractions, and 1 - score / the group's largest score for norms.
-        ratio: a fraction in [0, 1): so much of each group's width goes, the lowest scores first.
-        round_to: the number that goes is rounded to the nearest multiple (half a multiple up), and down again where it
-            would empty the group.
+            whose scores are fractions, and 1 - score / the largest score ranked beside it for others.
+        ratio: a fraction in [0, 1): so much of the width goes, the lowest scores first.
+        count: so many channels go.
+        params, macs, latency: fractions in (0, 1] of the unpruned model's parameters, multiply-adds and predicted
+            latency that are left.
+        file_bytes: file format -> the fraction in (0, 1] of its bytes that is left: `{"onnx": 0.5}`. The model is
+            exported to see, which takes seconds.
+        scope: what is ranked together, and what threshold, ratio and count are about: `"local"` each group by itself;
+            `"global"` all groups, their scores divided by each group's mean; `"isomorphic"` all groups of the same
+            structure, so that each such class loses the same fraction.
+        round_to: the number that goes of a group is rounded to the nearest multiple (half a multiple up), and down
+            again where it would empty the group. By default 4, and 1 with `count`.
+        min_width: so many channels of a group stay at least.
+        max_ratio: a fraction in [0, 1] of a group's width that goes at most.
         only: layer-name prefixes or patterns (`block_3_`, `SE*`, `backbone/*`); a group is pruned only if one of them
             holds all layers that write it. Naming each block of a network prunes inside the blocks, and the residual
             stream between them stays. None: every group.
         ignore: the same for layers that are left alone: a group stays if one of them holds one layer that writes it.
         layers: also take whole convolutions that the model can live without (those of a residual branch, an SE
-            gate): by threshold those whose filters' mean redundancy exceeds it; by ratio that fraction of them, the
-            most redundant first.
+            gate) and what fed only them: by threshold those whose filters' mean redundancy exceeds it; by ratio that
+            fraction of them; under a budget they compete with channels, see docs/selection.md.
         heads: take whole attention heads instead of widths inside of them.
+        latency_table: with `latency`: a `tfprune.latency.LatencyTable`, or a function from a list of `LayerWidths` to
+            milliseconds.
+        data, loss: a sample and a loss for criteria that need them.
+
+    `threshold`, `ratio` and `count` may be dictionaries from layer patterns to numbers. Groups that none of the
+    patterns holds stay; the first that holds one counts; with `scope="global"` the groups of one pattern are ranked
+    together.
 
     Returns:
-        a `PruningPlan`; print it before applying it.
+        a `PruningPlan`; print it before applying it. Under a budget its `forecast` says what stripping will leave.
 
     Raises:
-        PlanError: not exactly one of threshold and ratio, one out of its range, a pattern that matches no layer.
+        PlanError: amounts or budgets contradict each other or are out of their range, a pattern matches no layer, a
+            budget cannot be met even if everything goes that may.
 
     >>> import keras, tfprune
     >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
     ...                           keras.layers.Dense(2)])
     >>> tfprune.select(model, "l1", ratio=0.5).pruned
     4
+    >>> print(tfprune.select(model, "l1", params=0.5).forecast)
+    expected parameters: 802 -> 402 (50.12% left, budget 50.00%)
     """
-    amount = Amount.checked(threshold, ratio, round_to)
+    request = Request.checked(
+        threshold=threshold, ratio=ratio, count=count, params=params, macs=macs, latency=latency,
+        file_bytes=file_bytes, scope=scope, round_to=round_to, min_width=min_width, max_ratio=max_ratio,
+    )  # fmt: skip
+    if layers and (request.kind == "count" or isinstance(request.amount, Mapping)):
+        raise PlanError("layers=True goes with one threshold, one ratio or budgets, and not with count= or patterns")
     graph = model if isinstance(model, ChannelGraph) else trace(model)
-    scorer = Scorer(graph, criterion)
     inside = _inside(graph, only, ignore)
-    chosen, refusals, redundancies = [], [], {}
-    held = {name for group in graph.groups for name in group.holds}
-    groups = [g for g in graph.groups if inside(g.writers) and not (g.name in held if heads else g.holds)]
-    scores = scorer(group for group in groups if group.prunable)
-    for group in groups:
-        reason = group.reason or scores.refused.get(group.name)
-        if reason:
-            refusals.append(Refusal(group.name, tuple(range(group.width)), reason))
-            continue
-        redundancy = redundancies[group.name] = scores.redundancy(group.name)
-        indices = amount.take(redundancy)
-        if len(indices):
-            chosen.append(group.units[indices])
-        elif amount.wanted(redundancy):
-            reason = f"with round_to={round_to} nothing can go without emptying it (width {group.width})"
-            if group.width > round_to:
-                wanted = amount.wanted(redundancy)
-                reason = f"{wanted} of {group.width} were to go, which is 0 with round_to={round_to}"
-            refusals.append(Refusal(group.name, tuple(range(group.width)), reason))
-    gone = graph.channels_of(np.concatenate(chosen)) if chosen else np.zeros(graph.channels, bool)
-    whole = _whole_layers(graph, amount, scorer, inside) if layers else ()
-    return PruningPlan(graph, gone, whole, tuple(refusals), f"{scorer.name}, {amount}", redundancies)
+    scorer = Scorer(graph, criterion, data=data, loss=loss)
+    named = f"{scorer.name}, {request}"
+    groups, refusals = _candidates(graph, inside, heads)
+    scores = scorer(groups)
+    refusals += [_stays(group, scores.refused[group.name]) for group in groups if group.name in scores.refused]
+    groups = [group for group in groups if group.name in scores]
+    pools = pools_of(graph, groups, scores, request)
+    ranking = Ranking(graph, groups, pools, request.limits)
+    redundancies = {groups[n].name: r for pool in pools for n, r in zip(pool.groups, pool.redundancies, strict=True)}
+    whole = Candidates(graph, scorer, inside) if layers else None
 
+    def plan_of(choice: Choice) -> PruningPlan:
+        return PruningPlan(graph, ranking.gone(choice.counts), choice.layers, tuple(refusals), named, redundancies)
 
-@dataclass(frozen=True)
-class Amount:
-    """How much goes: a threshold or a ratio, and the rounding of counts."""
-
-    threshold: float | None
-    ratio: float | None
-    round_to: int
-
-    @classmethod
-    def checked(cls, threshold: float | None, ratio: float | None, round_to: int) -> Amount:
-        if (threshold is None) == (ratio is None):
-            raise PlanError(f"give either threshold= or ratio=, and {threshold=}, {ratio=} came")
-        name, value = ("ratio", ratio) if threshold is None else ("threshold", threshold)
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or math.isnan(float(value)):
-            raise PlanError(f"{name} must be a number in [0, 1], and {value!r} came")
-        if not 0 <= value <= 1:
-            raise PlanError(f"{name} must be in [0, 1], and {value} came; 0.5 is half")
-        if ratio is not None and ratio == 1:
-            raise PlanError("ratio 1 would remove every channel of every group; give less than 1")
-        if isinstance(round_to, bool) or not isinstance(round_to, int | np.integer) or round_to < 1:
-            raise PlanError(f"round_to must be a whole number of at least 1, and {round_to!r} came")
-        return cls(threshold, ratio, int(round_to))
-
-    def wanted(self, redundancy: NDArray) -> int:
-        """How many would go, before rounding."""
-        if self.threshold is not None:
-            return int((redundancy > self.threshold).sum())
-        assert self.ratio is not None
-        return int(self.ratio * len(redundancy) + 1e-9)
-
-    def take(self, redundancy: NDArray) -> NDArray:
-        """The indices that go, ascending: the most redundant first, the first of equal ones first."""
-        rounded = (self.wanted(redundancy) + self.round_to // 2) // self.round_to * self.round_to
-        most = (len(redundancy) - 1) // self.round_to * self.round_to
-        order = np.argsort(-redundancy, kind="stable")
-        return np.sort(order[: min(rounded, most)])
-
-    def __str__(self) -> str:
-        amount = f"ratio {self.ratio:g}" if self.threshold is None else f"threshold {self.threshold:g}"
-        return amount + (f", rounded to {self.round_to}" if self.round_to > 1 else "")
+    if request.kind == "budget":
+        costs = CostModel(graph)
+        budgets = [Budget(cost, request.budgets[cost.name]) for cost in costs_of(costs, request.budgets, latency_table)]
+        among = whole.among(ranking, [budget.cost for budget in budgets], scope) if whole else []
+        return within_budgets(ranking, costs, budgets, plan_of, among, refusals)
+    wanted = np.zeros(len(groups), np.intp)
+    for pool in pools:
+        for number, amount in pool.wanted(request.kind).items():
+            wanted[number] = amount
+    counts = ranking.counts(wanted)
+    refusals += _kept(groups, wanted, counts, request)
+    return plan_of(Choice(counts, whole.by_amount(request) if whole else ()))
 
 
 def _inside(graph: ChannelGraph, only: Patterns | None, ignore: Patterns | None) -> Callable[[Iterable[str]], bool]:
@@ -139,29 +142,24 @@ def _inside(graph: ChannelGraph, only: Patterns | None, ignore: Patterns | None)
     return lambda layers: held(layers) and not ignored(layers)
 
 
-def _whole_layers(
-    graph: ChannelGraph,
-    amount: Amount,
-    scorer: Scorer,
-    inside: Callable[[Iterable[str]], bool],
-) -> tuple[str, ...]:
-    """The convolutions that go whole, the most redundant first, as long as the model can live without them."""
-    candidates = [layer for layer in droppable(graph) if inside([layer])]
-    # What is dropped is what the layer's last kernel writes.
-    kernels = {op.layer: op.kernel for op in graph.ops if isinstance(op, Contract) and op.write}
-    filters = []
-    for layer in candidates:
-        slot = graph.labels.slots[kernels[layer], "write"]
-        positions = np.arange(slot.labels.size)
-        filters.append(ChannelGroup(layer, positions, "", [Member(slot, positions, positions)]))
-    scores = scorer(filters)
-    candidates = [layer for layer in candidates if layer in scores]
-    redundancy = {layer: float(scores.redundancy(layer).mean()) for layer in candidates}
-    most = len(candidates) if amount.ratio is None else int(amount.ratio * len(candidates) + 1e-9)
-    taken: list[str] = []
-    for layer in sorted(candidates, key=lambda layer: -redundancy[layer]):
-        if len(taken) == most or (amount.threshold is not None and redundancy[layer] <= amount.threshold):
-            break
-        if can_drop(graph, {*taken, layer}):
-            taken.append(layer)
-    return tuple(taken)
+def _candidates(
+    graph: ChannelGraph, inside: Callable[[Iterable[str]], bool], heads: bool
+) -> tuple[list[ChannelGroup], list[Refusal]]:
+    """The groups to choose from, and those that are in scope and stay."""
+    held = {name for group in graph.groups for name in group.holds}
+    groups = [g for g in graph.groups if inside(g.writers) and not (g.name in held if heads else g.holds)]
+    stay = [_stays(group, group.reason) for group in groups if not group.prunable]
+    return [group for group in groups if group.prunable], stay
+
+
+def _stays(group: ChannelGroup, reason: str) -> Refusal:
+    return Refusal(group.name, tuple(range(group.width)), reason)
+
+
+def _kept(groups: list[ChannelGroup], wanted: NDArray, counts: NDArray, request: Request) -> list[Refusal]:
+    """The groups of which something was to go, and nothing does."""
+    return [
+        _stays(group, request.limits.why_not(int(wanted[number]), group.width))
+        for number, group in enumerate(groups)
+        if wanted[number] and not counts[number]
+    ]
