@@ -5,13 +5,14 @@
     python benchmarks/budgets.py --speed                seconds of a global plan: ResNet152 and NASNetLarge
 
 Fresh random weights, 96 pixels, L2, steps of 4 channels. `left` is cost(stripped) / cost(model), counted by
-`tfprune.cost` on the rebuilt model; `off` how far that is from the budget, as a fraction of it. The exit code is 1 if it
-is 1 % or more, and the plan does not say why.
+`tfprune.cost` on the rebuilt model; `off` how far that is from the budget, as a fraction of it. The exit code is 1 if
+it is 1 % or more, and the plan does not say why.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 
 from common import keras, median, progress, timed
 
@@ -46,8 +47,8 @@ def accuracy(given: argparse.Namespace) -> int:
         graph = tfprune.trace(model)
         row = [name]
         for scope in ("local", "global"):
-            budget = {given.budget: given.left}
-            seconds, plan = timed(lambda scope=scope, budget=budget: tfprune.select(graph, "l2", scope=scope, **budget))
+            choose = functools.partial(tfprune.select, graph, "l2", scope=scope, **{given.budget: given.left})
+            seconds, plan = timed(choose)
             result = tfprune.strip(model, plan, verify=False)
             before, after = (
                 cost.parameters if given.budget == "params" else cost.macs
@@ -70,7 +71,7 @@ def speed(given: argparse.Namespace) -> int:
         graph = tfprune.trace(built(name, None))
         row = [name, f"{len(graph.groups)}"]
         for arguments in ({"ratio": 0.5}, {"ratio": 0.5, "scope": "global"}, {"macs": 0.5, "scope": "global"}):
-            row.append(f"{median(given.repeats, lambda a=arguments: tfprune.select(graph, 'l2', **a)):.2f}")
+            row.append(f"{median(given.repeats, functools.partial(tfprune.select, graph, 'l2', **arguments)):.2f}")
         rows.append(tuple(row))
     columns = ("model", "groups", "ratio=0.5, s", "ratio=0.5, global, s", "macs=0.5, global, s")
     print(table("seconds of select, given the graph", columns, rows))

@@ -7,6 +7,7 @@ of single weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ class LAMP(WeightCriterion):
     The best filter of a layer scores 1 (1/n if n are equal), so that ranking all groups together empties none. Scores
     do not depend on the weights' scale.
     """
+
+    #: Scores of different groups compare as they are.
+    comparable: ClassVar[bool] = True
 
     def of(self, view: GroupView, member: Member) -> NDArray:
         squares = view.sums(member, np.square)

@@ -125,7 +125,7 @@ class _Search:
         low, high = 0, self.ranking.length
         if self.too_much(self.choice(low)) <= 0:
             return low
-        if self.too_much(self.choice(high)) > 0:
+        if self.too_much(self.choice(high)) > TOLERANCE:
             raise PlanError(self._unreachable(self.choice(high), refusals))
         while high - low > 1:
             middle = (low + high) // 2
@@ -157,7 +157,7 @@ class _Search:
     def _unreachable(self, most: Choice, refusals: Sequence[Refusal]) -> str:
         parts = []
         for budget, predicted in zip(self.budgets, self.predicted(most), strict=True):
-            if predicted > budget.target:
+            if predicted > budget.target * (1 + TOLERANCE):
                 share = predicted / budget.cost.before
                 parts.append(
                     f"at most {1 - share:.2%} of {spoken(budget.cost.name)} can go: {share:.2%} are left when "

@@ -18,7 +18,7 @@ from tfprune.selection.amounts import Request, Scope
 from tfprune.selection.budgets import Budget, within_budgets
 from tfprune.selection.costs import costs_of
 from tfprune.selection.patterns import Patterns, holding_all, holding_any
-from tfprune.selection.pools import pools_of
+from tfprune.selection.pools import compares, pools_of
 from tfprune.selection.ranking import Choice, Ranking
 from tfprune.selection.whole_layers import Candidates
 
@@ -81,9 +81,9 @@ def select(
             milliseconds.
         data, loss: a sample and a loss for criteria that need them.
 
-    `threshold`, `ratio` and `count` may be dictionaries from layer patterns to numbers. Groups that none of the
-    patterns holds stay; the first that holds one counts; with `scope="global"` the groups of one pattern are ranked
-    together.
+    `threshold`, `ratio` and `count` may be dictionaries from group names or layer patterns to numbers. Groups that none
+    of them names stay. A group's own name goes before patterns, and the first pattern that holds it counts; with
+    `scope="global"` the groups of one pattern are ranked together.
 
     Returns:
         a `PruningPlan`; print it before applying it. Under a budget its `forecast` says what stripping will leave.
@@ -99,6 +99,7 @@ def select(
     4
     >>> print(tfprune.select(model, "l1", params=0.5).forecast)
     expected parameters: 802 -> 402 (50.12% left, budget 50.00%)
+    expected MACs: 8,352 -> 4,176 (50.00% left)
     """
     request = Request.checked(
         threshold=threshold, ratio=ratio, count=count, params=params, macs=macs, latency=latency,
@@ -114,7 +115,7 @@ def select(
     scores = scorer(groups)
     refusals += [_stays(group, scores.refused[group.name]) for group in groups if group.name in scores.refused]
     groups = [group for group in groups if group.name in scores]
-    pools = pools_of(graph, groups, scores, request)
+    pools = pools_of(graph, groups, scores, request, compares(scorer.criterion, scores))
     ranking = Ranking(graph, groups, pools, request.limits)
     redundancies = {groups[n].name: r for pool in pools for n, r in zip(pool.groups, pool.redundancies, strict=True)}
     whole = Candidates(graph, scorer, inside) if layers else None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGraph, ChannelGroup
 from tfprune.channels.labels import Indices
+from tfprune.criteria.base import Criterion
 from tfprune.criteria.scoring import Scores
 from tfprune.errors import PlanError
 from tfprune.selection.amounts import Request
@@ -63,8 +64,13 @@ class Pool:
         return {group: int(gone[group]) for group in self.groups}
 
 
-def pools_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], scores: Scores, request: Request) -> list[Pool]:
+def pools_of(
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], scores: Scores, request: Request, already: bool
+) -> list[Pool]:
     """The pools that a request's scope makes of some groups, in the order of their first groups.
+
+    Args:
+        already: whether scores of different groups compare as they are.
 
     Raises:
         PlanError: a pattern of the request matches no layer, or none of these groups; a count leaves nothing.
@@ -78,7 +84,7 @@ def pools_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], scores: Scores
             own = structure(group) if request.scope == "isomorphic" else own
             members.setdefault((own, amounts[number][0]), []).append(number)
     return [
-        _pool(numbers, [groups[number] for number in numbers], amounts[numbers[0]][1], scores, request)
+        _pool(numbers, [groups[number] for number in numbers], amounts[numbers[0]][1], scores, request, already)
         for numbers in members.values()
     ]
 
@@ -93,17 +99,23 @@ def structures(graph: ChannelGraph) -> Callable[[ChannelGroup], tuple]:
     return structure
 
 
-def comparable(values: Floats, absolute: bool) -> Floats:
-    """A group's scores, so that they compare with another group's: divided by their mean.
+def compares(criterion: Criterion, scores: Scores) -> bool:
+    """Whether a criterion's scores mean the same in every group, or it normalises them itself."""
+    own = getattr(criterion, "normalize", "none") != "none"
+    return scores.absolute or own or bool(getattr(criterion, "comparable", False))
 
-    Scores that are absolute mean the same everywhere already. Where scores are negative the lowest stands for 0.
+
+def comparable(values: Floats, already: bool) -> Floats:
+    """A group's scores, so that they compare with another group's: divided by their mean, unless they do already.
+
+    Where scores are negative the lowest stands for 0.
 
     Source: Torch-Pruning's `GroupMagnitudeImportance` with `normalizer="mean"`.
 
-    >>> comparable(np.array([1.0, 3.0]), absolute=False).tolist()
+    >>> comparable(np.array([1.0, 3.0]), already=False).tolist()
     [0.5, 1.5]
     """
-    if absolute:
+    if already:
         return values
     values = values - values.min(initial=0)
     mean = values.mean()
@@ -111,7 +123,7 @@ def comparable(values: Floats, absolute: bool) -> Floats:
 
 
 def _pool(
-    numbers: Sequence[int], groups: Sequence[ChannelGroup], amount: Any, scores: Scores, request: Request
+    numbers: Sequence[int], groups: Sequence[ChannelGroup], amount: Any, scores: Scores, request: Request, already: bool
 ) -> Pool:
     width = sum(group.width for group in groups)
     if request.kind == "count" and amount >= width:
@@ -121,7 +133,7 @@ def _pool(
         values = tuple(scores[group.name] for group in groups)
         redundancies = tuple(scores.redundancy(group.name) for group in groups)
     else:
-        values = tuple(comparable(scores[group.name], scores.absolute) for group in groups)
+        values = tuple(comparable(scores[group.name], already) for group in groups)
         lowest, largest = min(v.min(initial=0) for v in values), max(v.max(initial=0) for v in values)
         span = largest - lowest
         redundancies = tuple(
@@ -134,11 +146,18 @@ def _amounts(graph: ChannelGraph, groups: Sequence[ChannelGroup], request: Reque
     """group -> (number of the pattern that names it, the amount); what no pattern names is left out."""
     if not isinstance(request.amount, Mapping):
         return dict.fromkeys(range(len(groups)), (0, request.amount))
+    names = {group.name for group in graph.groups}
+    places = {key: place for place, key in enumerate(request.amount)}
+    patterns = checked(graph, [key for key in places if key not in names], request.kind)
     found: dict[int, tuple[int, Any]] = {}
-    for place, pattern in enumerate(checked(graph, list(request.amount), request.kind)):
-        named = [n for n, group in enumerate(groups) if all(matches(layer, pattern) for layer in group.writers)]
+    for key in [*(key for key in places if key in names), *patterns]:
+        named = [number for number, group in enumerate(groups) if _means(key, group, exactly=key in names)]
         if not named:
-            raise PlanError(f"{request.kind}={pattern!r} names no group that can go; see print(tfprune.trace(model))")
+            raise PlanError(f"{request.kind}={key!r} names no group that can go; see print(tfprune.trace(model))")
         for number in named:
-            found.setdefault(number, (place, request.amount[pattern]))
+            found.setdefault(number, (places[key], request.amount[key]))
     return found
+
+
+def _means(key: str, group: ChannelGroup, exactly: bool) -> bool:
+    return group.name == key if exactly else all(matches(layer, key) for layer in group.writers)

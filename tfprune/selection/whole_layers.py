@@ -15,10 +15,9 @@ from tfprune.channels.graph import ChannelGraph, ChannelGroup, Member
 from tfprune.channels.ops import Contract
 from tfprune.channels.removal import can_drop, droppable
 from tfprune.criteria import Scorer
-from tfprune.criteria.scoring import Scores
 from tfprune.selection.amounts import Request
 from tfprune.selection.costs import Cost
-from tfprune.selection.pools import comparable
+from tfprune.selection.pools import comparable, compares
 from tfprune.selection.ranking import Ranking
 
 
@@ -40,7 +39,7 @@ class Candidates:
             slot = graph.labels.slots[kernels[layer], "write"]
             positions = np.arange(slot.labels.size)
             groups.append(ChannelGroup(layer, positions, "", [Member(slot, positions, positions)]))
-        self.scores: Scores = scorer(groups)
+        self.criterion, self.scores = scorer.criterion, scorer(groups)
 
     def by_amount(self, request: Request) -> tuple[str, ...]:
         """By threshold, those whose filters' mean redundancy exceeds it; by ratio that fraction of them."""
@@ -76,7 +75,7 @@ class Candidates:
         most = ~ranking.gone(ranking.most)
         each = sum((1 - cost.predict(most, ()) / cost.before) / max(1, ranking.length) for cost in costs)
         means = {layer: float(scores.mean()) for layer, scores in self.scores.items()}
-        relative = comparable(np.array(list(means.values())), self.scores.absolute)
+        relative = comparable(np.array(list(means.values())), compares(self.criterion, self.scores))
         result = {}
         for layer, score in zip(means, relative.tolist(), strict=True):
             saved = sum(1 - cost.predict(everything, {layer}) / cost.before for cost in costs)
