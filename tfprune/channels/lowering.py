@@ -37,6 +37,8 @@ from tfprune.channels.ops import (
 )
 from tfprune.channels.weights import Weight
 
+Blocks = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
 
 class Refused(str):
     """Why a rule cannot follow a call; the call is then opaque."""
@@ -320,10 +322,16 @@ class Lowering:
         self.ops.append(Permute(self.layer, (value,), (out,), tuple(axes)))
         return out
 
-    def reshape(self, value: int, shape: Shape) -> int:
-        """Reshape, the batch axis not counted."""
+    def reshape(self, value: int, shape: Shape, blocks: Blocks | None = None) -> int:
+        """Reshape, the batch axis not counted.
+
+        Args:
+            blocks: (input axes, output axes) that hold the same positions; by default found from the sizes.
+        """
         out = self._new_value(shape)
-        self.ops.append(Reshape(self.layer, (value,), (out,), reshape_blocks(self.shape(value), shape)))
+        if blocks is None:
+            blocks = reshape_blocks(self.shape(value), shape)
+        self.ops.append(Reshape(self.layer, (value,), (out,), blocks))
         return out
 
     def unsqueeze(self, value: int, size: int | None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -12,70 +11,22 @@ import numpy as np
 from keras import layers
 
 from tfprune.channels.labels import Indices
-from tfprune.channels.ops import Narrowing, is_natural, taken_from
+from tfprune.channels.ops import Narrowing
+from tfprune.channels.taken import Part, as_slice, at, moved
 from tfprune.keras_graph.lowering import Lowering, Refused, register_operation, register_rule
 from tfprune.keras_graph.rules.axes import own_axes, own_axis
 from tfprune.keras_graph.rules.reshaping import target
 
-Select = Callable[[int], Indices]
 _BACKWARD = slice(None, None, -1)
-
-
-def _at(size: int, key: Any) -> Indices:
-    """The indices that a key takes from an axis of this size."""
-    return np.arange(size)[key]
-
-
-def _after(function: Callable[..., Indices], size: int, **settings: Any) -> Indices:
-    """The indices that a numpy function makes of those of an axis."""
-    return function(np.arange(size), **settings)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is taken along one axis.
-
-    Attributes:
-        select: from the size of the axis to the indices.
-        key: how it was written: a slice, or a number, whose axis disappears; None where it was neither.
-        source, target: the values before and after.
-    """
-
-    axis: int
-    select: Select
-    key: slice | int | None = None
-    source: int = -1
-    target: int = -1
-
-    @property
-    def drops(self) -> bool:
-        """Whether the axis disappears."""
-        return isinstance(self.key, int)
-
-    def left(self, new: Narrowing) -> Indices | None:
-        """The indices in the smaller model; None where the axis holds no channels."""
-        if new.labels[self.source].shape[self.axis] == 1:
-            return None
-        along = new.positions(self.source, (self.axis,))
-        indices = np.asarray(self.select(new.labels[self.source].shape[self.axis]), np.intp)
-        return taken_from(along, indices[new.positions(self.target, (self.axis,))])
-
-    def changes(self, new: Narrowing) -> bool:
-        """Whether the call as it is takes something else in the smaller model."""
-        left = self.left(new)
-        if left is None:
-            return False
-        size = len(new.positions(self.source, (self.axis,)))
-        return not is_natural(self.select, size, left)
 
 
 def _taken(lower: Lowering, value: int, parts: Sequence[Part]) -> tuple[int, list[Part]]:
     """Lower what is taken along some axes; the parts, with their values."""
     placed = []
     for part in parts:
-        after = lower.gather(value, part.axis, part.select, 1 if part.drops else None, rewritable=True)
-        placed.append(Part(part.axis, part.select, part.key, value, after))
-        value = after
+        taken = lower.gather(value, part.axis, part.select, 1 if part.drops else None, rewritable=True)
+        placed.append(Part(part.axis, part.select, part.key, value, taken))
+        value = taken
     return value, placed
 
 
@@ -93,7 +44,7 @@ def _written(new: Narrowing, tensor: Any, parts: Sequence[Part], layout: Sequenc
             continue
         if indices is None:
             indices = part.select(tensor.shape[part.axis + 1])
-        regular = _as_slice(indices)
+        regular = as_slice(indices)
         if part.drops:
             key[part.axis] = int(indices[0])
         elif regular is None:
@@ -112,16 +63,6 @@ def _named(tensor: Any, name: str) -> Any:
     """The tensor of a new operation that takes the old one's name."""
     tensor._keras_history.operation.name = name
     return tensor
-
-
-def _as_slice(indices: Indices) -> slice | None:
-    """Indices with a regular step forward as a slice."""
-    if not len(indices):
-        return None
-    steps = np.unique(np.diff(indices))
-    if len(steps) > 1 or (len(steps) and steps[0] <= 0):
-        return None
-    return slice(int(indices[0]), int(indices[-1]) + 1, int(steps[0]) if len(steps) else 1)
 
 
 def _one(lower: Lowering, parts: Sequence[Part], layout: Sequence[int | None] | None = None) -> int:
@@ -168,9 +109,9 @@ def get_item(operation, lower: Lowering):
         if axis == 0:
             return Refused("it takes a part of the batch")
         if isinstance(entry, slice):
-            parts.append(Part(axis - 1, functools.partial(_at, key=entry), entry))
+            parts.append(Part(axis - 1, functools.partial(at, key=entry), entry))
         elif isinstance(entry, int | np.integer):
-            parts.append(Part(axis - 1, functools.partial(_at, key=[entry]), int(entry)))
+            parts.append(Part(axis - 1, functools.partial(at, key=[entry]), int(entry)))
         else:
             return Refused(f"an index in it is a {type(entry).__name__}")
     return _one(lower, parts, layout)
@@ -191,7 +132,7 @@ def slice_of(operation, lower: Lowering):
         if start == 0 and size in (-1, old):
             continue
         stop = None if size == -1 else start + size
-        parts.append(Part(axis, functools.partial(_at, key=slice(start, stop)), slice(start, stop)))
+        parts.append(Part(axis, functools.partial(at, key=slice(start, stop)), slice(start, stop)))
     y = _one(lower, parts)
     write = lower.rewriter
     assert write is not None
@@ -218,10 +159,10 @@ def take(operation, lower: Lowering):
         return Refused("it takes along the batch axis")
     array = np.asarray(keras.ops.convert_to_numpy(indices)).astype(np.intp)
     if array.ndim == 0:
-        return _one(lower, [Part(axis, functools.partial(_at, key=[int(array)]), int(array))])
+        return _one(lower, [Part(axis, functools.partial(at, key=[int(array)]), int(array))])
     if array.ndim == 1:
-        return _one(lower, [Part(axis, functools.partial(_at, key=array))])
-    y = lower.gather(lower.inputs[0], axis, functools.partial(_at, key=array.ravel()), array.size)
+        return _one(lower, [Part(axis, functools.partial(at, key=array))])
+    y = lower.gather(lower.inputs[0], axis, functools.partial(at, key=array.ravel()), array.size)
     return lower.reshape(y, lower.output_shape)
 
 
@@ -289,7 +230,7 @@ def flip(operation, lower: Lowering):
     axes = own_axes(1 if kind == "Fliplr" else operation.axis, _rank(lower))
     if isinstance(axes, Refused):
         return axes
-    return _one(lower, [Part(axis, functools.partial(_at, key=_BACKWARD), _BACKWARD) for axis in axes])
+    return _one(lower, [Part(axis, functools.partial(at, key=_BACKWARD), _BACKWARD) for axis in axes])
 
 
 def _rank(lower: Lowering) -> int:
@@ -304,7 +245,7 @@ def roll(operation, lower: Lowering):
     shifts = np.broadcast_to(operation.shift, len(axes)).tolist()
     return _one(
         lower,
-        [Part(axis, functools.partial(_after, np.roll, shift=by)) for axis, by in zip(axes, shifts, strict=True)],
+        [Part(axis, functools.partial(moved, np.roll, shift=by)) for axis, by in zip(axes, shifts, strict=True)],
     )
 
 
@@ -314,14 +255,14 @@ def repeat(operation, lower: Lowering):
     if axis is None:
         return Refused("it repeats along the batch axis")
     repeats = np.asarray(operation.repeats).ravel()
-    return _one(lower, [Part(axis, functools.partial(_after, np.repeat, repeats=repeats))])
+    return _one(lower, [Part(axis, functools.partial(moved, np.repeat, repeats=repeats))])
 
 
 def _tiled(lower: Lowering, value: int, repeats: Sequence[int]) -> int:
     """Repeat a value along its axes."""
     for axis, times in enumerate(repeats):
         if times != 1:
-            value = lower.gather(value, axis, functools.partial(_after, np.tile, reps=times))
+            value = lower.gather(value, axis, functools.partial(moved, np.tile, reps=times))
     return value
 
 
@@ -367,7 +308,7 @@ def rot90(operation, lower: Lowering):
     order[first], order[second] = second, first
 
     def reverse(value: int, axis: int) -> int:
-        return lower.gather(value, axis, functools.partial(_at, key=_BACKWARD))
+        return lower.gather(value, axis, functools.partial(at, key=_BACKWARD))
 
     if turns == 2:
         return reverse(reverse(x, first), second)
@@ -417,7 +358,7 @@ def _mirrored(operation: Any, lower: Lowering, widths: Sequence[tuple[int, ...]]
     return _one(
         lower,
         [
-            Part(axis, functools.partial(_after, np.pad, pad_width=pair, mode=operation.mode))
+            Part(axis, functools.partial(moved, np.pad, pad_width=pair, mode=operation.mode))
             for axis, pair in enumerate(widths)
             if any(pair)
         ],

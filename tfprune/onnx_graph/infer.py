@@ -1,0 +1,301 @@
+"""What is known of every tensor before the model runs: its shape, and its numbers where they are constants or shapes.
+
+Each node's outputs are inferred by ONNX itself, one node after the other, with every axis of unknown size set to a
+number; what constants and shapes give is computed by ONNX's reference implementation and handed on to the next node.
+This is done twice with different numbers: what comes out the same both times does not depend on them, and what comes
+out differently is unknown. So a Reshape whose target is put together from a Shape, a Gather and a Concat needs no
+symbols and no evaluator of our own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TypeProto, defs, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+from tfprune.channels.labels import Shape
+from tfprune.errors import TraceError
+from tfprune.onnx_graph.model import Node, array, size_of
+
+# What the batch axis and the other axes of unknown size are set to, first and second time.
+_BATCH = (2, 3)
+_OTHERS = ((224, 256), (64, 96), (16, 24), (8, 10))
+_SMALL = 1 << 16  # numbers; constants of more are computed when somebody asks
+_LARGEST = 1 << 27
+_RANDOM = frozenset("RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial".split())
+
+
+class Known:
+    """What is known of a model's tensors, by name.
+
+    Attributes:
+        nodes: the nodes of the graph.
+        types: name -> ONNX's number of the element type, where it is a tensor.
+        shapes: name -> shape, where the rank is known; None for axes of unknown size.
+        data: name -> the numbers in each of the two runs, for small constants and what is computed from shapes.
+        constants: names of what does not depend on the inputs.
+    """
+
+    def __init__(self, model: onnx.ModelProto, nodes: Sequence[Node]):
+        self.model, self.nodes = model, nodes
+        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.makers = {name: node for node in nodes for name in node.outputs if name}
+        self.opsets = {opset.domain: opset.version for opset in model.opset_import}
+        self._arrays: dict[str, NDArray] = {}
+        self.constants: set[str] = set(self.initializers)
+        self._evaluators: dict[int, Any] = {}
+        runs = self._runs()
+        self.sizes = tuple(run.shapes for run in runs)
+        self.types = {name: t.tensor_type.elem_type for name, t in runs[0].types.items() if t.HasField("tensor_type")}
+        self.shapes = {name: merged(shape, runs[-1].shapes.get(name)) for name, shape in runs[0].shapes.items()}
+        self.data = {name: (d, runs[-1].data[name]) for name, d in runs[0].data.items() if name in runs[-1].data}
+        for name, (first, second) in self.data.items():
+            if name not in self.constants and np.array_equal(first, second):
+                self.constants.add(name)
+                self._arrays.setdefault(name, first)
+        self.batch = self._batch()
+
+    def _runs(self) -> tuple[_Run, _Run]:
+        first = _Run(self, _BATCH[0], 0)
+        if not first.open:
+            return first, first
+        for small, large in _OTHERS:
+            pair = _Run(self, _BATCH[0], small), _Run(self, _BATCH[1], large)
+            for run in pair:
+                run.walk()
+            if not any(run.failed for run in pair):
+                break
+        return pair
+
+    def _batch(self) -> tuple[int, int]:
+        for value in self.model.graph.input:
+            pair = [sizes.get(value.name) for sizes in self.sizes]
+            if value.name not in self.initializers and all(pair):
+                return pair[0][0], pair[1][0]  # type: ignore[index]
+        return 1, 1
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is the same whatever the model is given."""
+        return name in self.constants
+
+    def array(self, name: str) -> NDArray:
+        """A constant's numbers.
+
+        Raises:
+            TraceError: it is damaged, or too large to be computed.
+        """
+        found = self._arrays.get(name)
+        if found is None:
+            if name in self.initializers:
+                found = array(self.initializers[name])
+            else:
+                node = self.makers[name]
+                made = self.evaluate(node, [self._given(given) for given in node.inputs])
+                for other, value in zip(node.outputs, made, strict=False):
+                    self._arrays[other] = value
+                found = self._arrays[name]
+            self._arrays[name] = found
+        return found
+
+    def forget(self, name: str) -> None:
+        """Ask anew for a constant that has been changed."""
+        self._arrays.pop(name, None)
+
+    def _given(self, name: str) -> NDArray | None:
+        return self.array(name) if name else None
+
+    def numbers(self, name: str) -> list[int | None] | None:
+        """The numbers of a small tensor of whole numbers, None for those that are not known; None if it is no such."""
+        if name in self.data:
+            first, second = (np.ravel(part) for part in self.data[name])
+            if first.shape != second.shape or first.dtype.kind not in "iub":
+                return None
+            return [int(a) if a == b else None for a, b in zip(first, second, strict=True)]
+        if name in self.constants:
+            values = self.array(name)
+            return [int(value) for value in values.ravel()] if values.size <= _SMALL else None
+        return None
+
+    def per_sample(self, name: str, without: Sequence[int] = ()) -> int:
+        """How many positions a tensor has for one sample, some axes not counted; 0 if unknown."""
+        counts = []
+        for sizes, batch in zip(self.sizes, self.batch, strict=True):
+            shape = sizes.get(name)
+            if shape is None:
+                return 0
+            counts.append(math.prod(size for axis, size in enumerate(shape) if axis not in without) / max(1, batch))
+        return round(counts[0]) if counts[0] == counts[1] else 0
+
+    def evaluate(self, node: Node, inputs: Sequence[NDArray | None]) -> list[NDArray]:
+        """What a node makes of these arrays, by ONNX's reference implementation."""
+        if node.op == "Constant":
+            return [constant_of(node)]
+        key = node.index
+        if key not in self._evaluators:
+            names = [name or "" for name in node.inputs]
+            graph = onnx.helper.make_graph(
+                [node.proto],
+                "one",
+                [onnx.helper.make_value_info(name, TypeProto()) for name in dict.fromkeys(names) if name],
+                [onnx.helper.make_value_info(name, TypeProto()) for name in node.outputs if name],
+            )
+            opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+            self._evaluators[key] = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
+        given = {name: value for name, value in zip(node.inputs, inputs, strict=True) if name}
+        with np.errstate(all="ignore"):
+            made = iter(self._evaluators[key].run(None, given))
+        return [np.asarray(next(made)) if name else np.zeros(0) for name in node.outputs]
+
+
+def merged(first: tuple[int, ...], second: tuple[int, ...] | None) -> Shape | None:
+    """The shape of both runs; None where the ranks differ."""
+    if second is None or len(first) != len(second):
+        return None
+    return tuple(a if a == b else None for a, b in zip(first, second, strict=True))
+
+
+def constant_of(node: Node) -> NDArray:
+    """What a Constant node holds."""
+    name, value = next(iter(node.attributes.items()))
+    if name == "value":
+        return array(value)
+    if name.startswith("value_float"):
+        return np.asarray(value, np.float32)
+    if name.startswith("value_int"):
+        return np.asarray(value, np.int64)
+    if name.startswith("value_string"):
+        return np.asarray(value, object)
+    raise TraceError(f"{node.name} is a Constant with {name}, which is not read")
+
+
+class _Run:
+    """One walk over the nodes with every size known."""
+
+    def __init__(self, known: Known, batch: int, others: int):
+        self.known, self.batch, self.others = known, batch, others
+        self.types: dict[str, TypeProto] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.data: dict[str, NDArray] = {}
+        self.open = self.failed = False
+        self._named: dict[str, int] = {}
+        for tensor in known.initializers.values():
+            self._put(tensor.name, onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims)))
+            if size_of(tensor) <= _SMALL // 16:
+                self.data[tensor.name] = known.array(tensor.name)
+        for value in known.model.graph.input:
+            if value.name not in known.initializers:
+                self._put(value.name, self._closed(value.type))
+        self.declared = {v.name: v.type for v in (*known.model.graph.value_info, *known.model.graph.output)}
+        if not self.open:
+            self.walk()
+
+    def _closed(self, kind: TypeProto) -> TypeProto:
+        """A type with a number for every axis of unknown size."""
+        if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+            return kind
+        sizes = []
+        for axis, dim in enumerate(kind.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                sizes.append(dim.dim_value)
+                continue
+            self.open = True
+            size = self.batch if axis == 0 else self.others
+            sizes.append(self._named.setdefault(dim.dim_param, size) if dim.dim_param else size)
+        return onnx.helper.make_tensor_type_proto(kind.tensor_type.elem_type, sizes)
+
+    def _put(self, name: str, kind: TypeProto) -> None:
+        self.types[name] = kind
+        if kind.HasField("tensor_type") and kind.tensor_type.HasField("shape"):
+            dims = kind.tensor_type.shape.dim
+            if all(dim.HasField("dim_value") for dim in dims):
+                self.shapes[name] = tuple(dim.dim_value for dim in dims)
+
+    def walk(self) -> None:
+        for node in self.known.nodes:
+            self._infer(node)
+            self._compute(node)
+
+    def _infer(self, node: Node) -> None:
+        if node.op == "Constant":
+            value = self.known.array(node.outputs[0]) if node.outputs[0] in self.known.constants else constant_of(node)
+            self.known.constants.add(node.outputs[0])
+            if value.dtype != object:
+                kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+                self._put(node.outputs[0], onnx.helper.make_tensor_type_proto(kind, value.shape))
+            return
+        needed = [name for name in (*node.inputs, *node.captured) if name]
+        missing = [name for name in needed if name not in self.types]
+        found: dict[str, TypeProto] = {}
+        if not missing and node.standard:
+            try:
+                found = shape_inference.infer_node_outputs(
+                    _schema(node.op, node.opset),
+                    node.proto,
+                    {name: self.types[name] for name in needed},
+                    {name: numpy_helper.from_array(self.data[name]) for name in node.inputs if self._helps(name)},
+                    opset_imports=self.known.model.opset_import,
+                    ir_version=self.known.model.ir_version,
+                )
+            except Exception:  # what it raises depends on the node; the sizes do not fit, or the node is wrong
+                self.failed = True
+        for name in node.outputs:
+            if not name:
+                continue
+            if name in found:
+                self._put(name, found[name])
+            if name not in self.shapes and name in self.declared:
+                self._put(name, self._closed(self.declared[name]))
+
+    def _helps(self, name: str) -> bool:
+        return name in self.data and self.data[name].size <= _SMALL // 16 and self.data[name].dtype != object
+
+    def _compute(self, node: Node) -> None:
+        """The numbers of what comes from constants and shapes alone."""
+        outputs = [name for name in node.outputs if name]
+        if node.op == "Constant" or not node.standard or node.op in _RANDOM or any(True for _ in node.captured):
+            value = self.known.array(outputs[0]) if node.op == "Constant" else None
+            if value is not None and value.size <= _SMALL // 16:
+                self.data[outputs[0]] = value
+            return
+        if any(attribute.HasField("g") for attribute in node.proto.attribute):
+            return
+        given = [name for name in node.inputs if name]
+        if node.op in ("Shape", "Size") and given[0] in self.shapes:
+            shape = self.shapes[given[0]]
+            start, end = node.attributes.get("start", 0), node.attributes.get("end")
+            self.data[outputs[0]] = (
+                np.array(shape[slice(start, end)], np.int64) if node.op == "Shape" else np.array(math.prod(shape))
+            )
+            return
+        sizes = [math.prod(self.shapes[name]) for name in outputs if name in self.shapes]
+        if given and all(name in self.known.constants for name in given):
+            self.known.constants.update(outputs)
+            if len(sizes) < len(outputs) or max(sizes) > _SMALL // 16:
+                return
+            if sum(math.prod(self.shapes.get(name, (_LARGEST,))) for name in given) > _SMALL:
+                return
+            for name in outputs:
+                self.data[name] = self.known.array(name)
+        elif given and all(name in self.data for name in given) and (not sizes or max(sizes) <= _SMALL // 16):
+            try:
+                made = self.known.evaluate(node, [self.data[name] if name else None for name in node.inputs])
+            except Exception:  # the reference implementation does not know everything
+                return
+            for name, value in zip(node.outputs, made, strict=True):
+                if name:
+                    self.data[name] = value
+                    if name not in self.shapes:
+                        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+                        self._put(name, onnx.helper.make_tensor_type_proto(kind, value.shape))
+
+
+@functools.cache
+def _schema(op: str, version: int) -> Any:
+    return defs.get_schema(op, version, "")

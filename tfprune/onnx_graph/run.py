@@ -1,0 +1,114 @@
+"""An ONNX model run in onnxruntime, to be compared with another."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tfprune.errors import TfpruneError, TraceError
+from tfprune.onnx_graph.infer import Known
+from tfprune.onnx_graph.lowering import Variable
+from tfprune.onnx_graph.model import LARGEST, load, weights_in_bytes, write_large
+from tfprune.onnx_graph.trace import nodes_of
+
+_TOLERANCE = {onnx.TensorProto.DOUBLE: 1e-12, onnx.TensorProto.FLOAT16: 5e-3, onnx.TensorProto.BFLOAT16: 5e-2}
+
+
+def random_inputs(model: Any, samples: int = 2, seed: int = 0) -> list[NDArray]:
+    """Random arrays for the inputs, in their order; whole numbers are rows of the tables that they look up.
+
+    Args:
+        samples: the size of an axis of unknown size that comes first.
+    """
+    model = load(model)
+    known = Known(model, nodes_of(model))
+    generator = np.random.default_rng(seed)
+    arrays = []
+    for value in model.graph.input:
+        if value.name in known.initializers:
+            continue
+        sizes = known.sizes[0].get(value.name)
+        if sizes is None:
+            raise TraceError(f"the input {value.name!r} has no shape; give it one, with names for unknown sizes")
+        if (known.shapes[value.name] or ())[:1] == (None,):
+            sizes = (samples, *sizes[1:])
+        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if kind.kind in "iu":
+            arrays.append(generator.integers(0, _rows(known, value.name), sizes).astype(kind))
+        elif kind.kind == "b":
+            arrays.append(generator.integers(0, 2, sizes).astype(kind))
+        else:
+            arrays.append(generator.standard_normal(sizes).astype(kind))
+    return arrays
+
+
+def _rows(known: Known, name: str) -> int:
+    """How many different numbers an input may hold."""
+    names, rows = {name}, []
+    for node in known.nodes:
+        if node.op in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze") and node.inputs[0] in names:
+            names.add(node.outputs[0])
+        if node.op == "Gather" and node.inputs[1] in names and node.inputs[0] in known.sizes[0]:
+            rows.append(known.sizes[0][node.inputs[0]][node.attributes.get("axis", 0)])
+    return max(1, min(rows, default=2))
+
+
+def run(model: Any, inputs: Sequence[NDArray], weights: Sequence[tuple[Variable, NDArray]] = ()) -> list[NDArray]:
+    """The outputs of a model in onnxruntime on the CPU.
+
+    Args:
+        inputs: in the order of the model's inputs.
+        weights: (variable, array): what it computes with instead of what it holds; it is not changed.
+    """
+    model = load(model)
+    if weights:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        for variable, array in weights:
+            variable.put(copy, array)
+        model = copy
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    names = [value.name for value in model.graph.input if value.name not in fixed]
+    results = session(model).run(None, dict(zip(names, inputs, strict=True)))
+    return [np.asarray(result) for result in results]
+
+
+def session(model: onnx.ModelProto) -> Any:
+    """An onnxruntime session that computes node after node, as the model says.
+
+    Raises:
+        TfpruneError: onnxruntime is missing or cannot run the model.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise TfpruneError("running an ONNX model needs onnxruntime; run `pip install onnxruntime`") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # Its optimisations are not all exact (microsoft/onnxruntime#18136).
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        if weights_in_bytes(model) + (1 << 20) < LARGEST:
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            write_large(model, path, "weights")
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise TfpruneError(f"onnxruntime cannot run the model: {text[:400]}") from error
+
+
+def tolerance_of(model: Any) -> float:
+    """The tolerance of the coarsest type of the model's weights and outputs."""
+    graph = load(model).graph
+    kinds = [tensor.data_type for tensor in graph.initializer if tensor.dims]
+    kinds += [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
+    floats = [_TOLERANCE.get(kind, 1e-5) for kind in kinds if kind in (1, *_TOLERANCE)]
+    return max(floats, default=1e-5)
