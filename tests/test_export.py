@@ -104,6 +104,26 @@ def gelu():
     return keras.Model(inputs, head(keras.ops.gelu(layers.Conv2D(6, 3)(x), approximate=True)))
 
 
+def convnext():
+    """Two blocks and the step between them, as ConvNeXt has them."""
+    inputs = image(12)
+    x = layers.LayerNormalization(epsilon=1e-6)(layers.Conv2D(8, 2, strides=2)(inputs))
+    for _ in range(2):
+        y = layers.LayerNormalization(epsilon=1e-6)(layers.Conv2D(8, 3, padding="same", groups=8)(x))
+        y = layers.Dense(8)(layers.Activation("gelu")(layers.Dense(12)(y)))
+        x = x + y * np.linspace(0.5, 1.5, 8).astype("float32")
+    x = layers.Conv2D(6, 2, strides=2)(layers.LayerNormalization(epsilon=1e-6)(x))
+    return keras.Model(inputs, head(x), name="convnext")
+
+
+def dense_beside_convolutions():
+    """Dense layers whose maps are read with the channels last: flattened, and by attention over rows."""
+    x = layers.Conv2D(6, 3)(inputs := image())
+    x = layers.Dense(5)(layers.LayerNormalization()(x))
+    x = layers.MultiHeadAttention(2, 3, attention_axes=(1, 2))(x, x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.Dense(2)(x))))
+
+
 def erfc():
     inputs = keras.Input((6,))
     return keras.Model(inputs, 1.0 - keras.ops.erf(layers.Dense(4)(inputs)))
@@ -223,6 +243,7 @@ def mapping_of_inputs():
 TRAPS = [
     inverted_residual, normalization, gelu, erfc, grouped, depthwise_multiplier, hard_swish, sequential,
     zero_padded_pool, dense_on_feature_map, pre_activation, shared_convolution, transposed_and_upsampled,
+    convnext, dense_beside_convolutions,
     one_dimensional, recurrent, attention, layer_norms, nested, two_of_each, output_is_input,
 ]  # fmt: skip
 
@@ -293,6 +314,39 @@ def test_gelu_has_the_form_that_onnxruntime_fuses(tmp_path):
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     fused = operators(tmp_path / "optimized.onnx")
     assert fused["Gelu"] == 1 and not fused["Erf"]
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_dense_layers_between_convolutions_transpose_nothing(opset, layout, tmp_path):
+    model = shake(convnext())
+    path = export(model, tmp_path, formats=["onnx"], opset=opset, layout=layout)["onnx"].path
+    found = operators(path)
+    assert found["Transpose"] == (layout == "NHWC") and found["MatMul"] == 1  # the classifier
+    # Stem, (depthwise, Dense, Dense) a block with LayerScale inside the last one, the step.
+    assert found["Conv"] == 1 + 2 * 3 + 1
+    # One a normalisation, and gamma only where no convolution follows; two a GELU.
+    assert found["Mul"] == 4 + 1 + 2 * 2
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_a_layer_normalisation_before_an_unpadded_convolution_goes_into_it_by_hand():
+    """Conv(2 x + 3) by a kernel of ones over two channels and 2 x 2 positions: 2 sum(x) + 3 * 8."""
+    node, attributes = onnx.helper.make_node, {"kernel_shape": [2, 2]}
+    nodes = [node("Mul", ["x", "two"], ["a"]), node("Add", ["a", "three"], ["b"])]
+    constants = {
+        "kernel": np.ones((1, 2, 2, 2), "float32"),
+        "two": np.full((1, 2, 1, 1), 2, "float32"),
+        "three": np.full((1, 2, 1, 1), 3, "float32"),
+    }
+    model = graph_of([*nodes, node("Conv", ["b", "kernel"], ["y"], **attributes)], constants)
+    held = onnx_passes.take_constants(model)
+    onnx_passes.fold_affine_behind(model, held)
+    (conv,) = model.graph.node
+    assert conv.input[0] == "x" and (held[conv.input[1]] == 2).all() and held[conv.input[2]].tolist() == [24.0]
+    padded = graph_of([*nodes, node("Conv", ["b", "kernel"], ["y"], pads=[1, 1, 1, 1], **attributes)], constants)
+    onnx_passes.fold_affine_behind(padded, onnx_passes.take_constants(padded))
+    assert len(padded.graph.node) == 3
 
 
 def test_layer_normalization_is_one_operator_where_it_is_over_the_last_axis(tmp_path):

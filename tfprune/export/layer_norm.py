@@ -2,6 +2,7 @@
 
 Keras computes, over the last axis and with m = gamma / sqrt(variance + epsilon), x * m + (beta - mean * m). tf2onnx
 looks for the form of Keras 2, finds none, and leaves eleven nodes a layer, which no runtime puts together again.
+Where there is no such operator, or the channels come first, it becomes seven.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+KIND = "LayerNormalization"
 #: LayerNormalization is an operator of its own from here on.
 FIRST_OPSET = 17
 _ADD = ("Add", "AddV2")
@@ -28,7 +30,7 @@ def fuse(graph: Any, operations: list[Any]) -> list[Any]:
     """A rewriter for tf2onnx: replace every layer normalisation over the last axis, while all is still TensorFlow's."""
     from tf2onnx import utils
 
-    for node in list(operations) if graph.opset >= FIRST_OPSET else ():
+    for node in list(operations):
         found = _match(graph, node)
         if found is None:
             continue
@@ -42,7 +44,7 @@ def fuse(graph: Any, operations: list[Any]) -> list[Any]:
         )
         graph.remove_node(node.name)
         graph.make_node(
-            "LayerNormalization",
+            KIND,
             [found.x, gamma.output[0], beta.output[0]],
             attr={"axis": -1, "epsilon": found.epsilon},
             name=node.name,
@@ -52,6 +54,56 @@ def fuse(graph: Any, operations: list[Any]) -> list[Any]:
             skip_conversion=True,
         )
     return graph.get_nodes()
+
+
+def lower_for(graph: Any) -> None:
+    """Below opset 17, write what `fuse` has made with the operators that there are, in place."""
+    if graph.opset >= FIRST_OPSET:
+        return
+    for node in [node for node in graph.get_nodes() if node.type == KIND]:
+        output = node.output[0]
+        shape, dtype = graph.get_shape(output), graph.get_dtype(output)
+        result = lowered(graph, node, node.input[0], shape, axis=len(shape) - 1)
+        graph.remove_node(node.name)
+        graph.make_node("Identity", [result], name=node.name, outputs=[output], shapes=[shape], dtypes=[dtype])
+    graph.topological_sort(graph.get_nodes())
+
+
+def lowered(graph: Any, node: Any, x: str, shape: list[int], axis: int) -> str:
+    """Write a layer normalisation of `x` over `axis` out: d gamma / sqrt(mean(d d) + epsilon) + beta, d = x - mean(x).
+
+    Args:
+        graph: tf2onnx's.
+        node: the LayerNormalization, for its gamma, beta and epsilon; it stays.
+        x: the name of what is normalised.
+        shape: of `x`.
+        axis: of `x`, not counted from its end.
+    """
+    from tf2onnx import utils
+    from tf2onnx.graph_builder import GraphBuilder
+
+    dtype = graph.get_dtype(node.output[0])
+    real = utils.map_onnx_to_numpy_type(dtype)
+    width = shape[axis]
+    one = [1 if place == axis else size for place, size in enumerate(shape)]
+    along = [width if place == axis else 1 for place in range(len(shape))]
+
+    def make(op: str, *names: str, of: list[int] = shape) -> str:
+        return graph.make_node(op, list(names), shapes=[of], dtypes=[dtype]).output[0]
+
+    def constant(value: np.ndarray) -> str:
+        return graph.make_const(utils.make_name("layer_norm"), value.astype(real)).output[0]
+
+    gamma, beta = (node.inputs[place].get_tensor_value(as_list=False).astype(np.float64) for place in (1, 2))
+    builder, reduce = GraphBuilder(graph), {"axes": [axis], "keepdims": 1}
+    mean = builder.make_reduce_mean({"data": x, **reduce}, shapes=[one], dtypes=[dtype])
+    apart = make("Sub", x, mean)
+    squares = builder.make_reduce_sum_square({"data": apart, **reduce}, shapes=[one], dtypes=[dtype])
+    # With the sum for the mean, sqrt(width) goes into gamma: one pass less over the data.
+    epsilon = np.full(1, width * node.get_attr_value("epsilon"))
+    scale = make("Reciprocal", make("Sqrt", make("Add", squares, constant(epsilon), of=one), of=one), of=one)
+    result = make("Mul", make("Mul", apart, scale), constant((gamma * np.sqrt(width)).reshape(along)))
+    return make("Add", result, constant(beta.reshape(along))) if beta.any() else result
 
 
 def _match(graph: Any, last: Any) -> _LayerNorm | None:

@@ -133,6 +133,62 @@ def fold_affine(model: Any, constants: Constants) -> None:
     _replace_nodes(graph, [node for index, node in enumerate(nodes) if index not in gone])
 
 
+def fold_affine_behind(model: Any, constants: Constants) -> None:
+    """Fold Mul and Add by a constant a channel (a normalisation's gamma and beta) into the convolution behind them.
+
+    Cases: that convolution is the only reader, has no padding (a border of zeros would be no longer 0) and one group,
+    and nobody else reads its kernel.
+    """
+    graph = model.graph
+    uses = _uses(graph)
+    nodes = list(graph.node)
+    makers = {node.output[0]: index for index, node in enumerate(nodes) if node.output}
+    gone: set[int] = set()
+    for conv in nodes:
+        if conv.op_type != "Conv" or not _plain(conv) or conv.input[1] not in constants or uses[conv.input[1]] != 1:
+            continue
+        if len(conv.input) > 2 and conv.input[2] and conv.input[2] not in constants:
+            continue
+        while (index := makers.get(conv.input[0])) is not None and uses[conv.input[0]] == 1:
+            node, kernel = nodes[index], constants[conv.input[1]]
+            known = [name for name in node.input if name in constants]
+            if node.op_type not in ("Mul", "Add") or len(known) != 1:
+                break
+            by_channel = _by_channel(constants[known[0]], kernel.swapaxes(0, 1))
+            if by_channel is None:
+                break
+            if node.op_type == "Mul":
+                scaled = kernel * by_channel.reshape(1, -1, *[1] * (kernel.ndim - 2))
+                constants[conv.input[1]] = scaled.astype(kernel.dtype)
+            else:
+                summed = kernel.astype(np.float64).sum(axis=tuple(range(2, kernel.ndim)))
+                _add_bias(conv, summed @ by_channel, constants, uses)
+            uses[known[0]] -= 1
+            conv.input[0] = next(name for name in node.input if name != known[0])
+            gone.add(index)
+    _replace_nodes(graph, [node for index, node in enumerate(nodes) if index not in gone])
+
+
+def _plain(conv: Any) -> bool:
+    """No padding and one group."""
+    attributes = {a.name: a for a in conv.attribute}
+    padded = "pads" in attributes and any(attributes["pads"].ints)
+    automatic = "auto_pad" in attributes and attributes["auto_pad"].s not in (b"NOTSET", b"VALID")
+    return not padded and not automatic and ("group" not in attributes or attributes["group"].i == 1)
+
+
+def _add_bias(conv: Any, more: np.ndarray, constants: Constants, uses: Counter[str]) -> None:
+    kernel = constants[conv.input[1]]
+    if len(conv.input) > 2 and conv.input[2]:
+        more = constants[conv.input[2]].astype(np.float64) + more
+        uses[conv.input[2]] -= 1
+    name = _fresh(f"{conv.input[1]}_bias", constants)
+    constants[name] = more.astype(kernel.dtype)
+    uses[name] += 1
+    del conv.input[2:]
+    conv.input.append(name)
+
+
 def _by_channel(value: np.ndarray | None, kernel: np.ndarray) -> np.ndarray | None:
     """A constant as a float64 vector over the convolution's output channels, or None if it is anything else."""
     if value is None or value.dtype.kind != "f" or value.ndim > kernel.ndim:

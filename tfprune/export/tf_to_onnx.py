@@ -9,8 +9,10 @@ What tf2onnx 1.17 gets wrong with Keras 3 and TensorFlow 2.21, and where it is d
 | grouped and some depthwise convolutions (#2099, #2412) | StatefulPartitionedCall | `trace._functions_inlined` |
 | a deep copy of the graph, weights and all, for each pass (#1562) | memory runs out | `trace`, `_open_weights` |
 | exact GELU's Erfc (#2347, #2463) | an invalid file, no exception | `_erfc` |
+| a reduction that drops axes, from opset 18 on | its Transpose stays | `_passes` |
 | a scalar added after a convolution (a like failure: #1729) | all Transposes stay | `_passes` |
 | LayerNormalization in eleven nodes | slow files | `layer_norm` |
+| Dense and LayerNormalization between convolutions | two Transposes a block (ConvNeXt) | `channels_first` |
 | Dense on more than two axes as tf.tensordot | a dozen nodes of shape arithmetic | `_without_tensordot` |
 | passes that fail are skipped with a log line | slow or wrong files | `convert`: errors are not caught |
 | an unsupported operator is only logged | an invalid file, no exception | `onnx_passes.check` |
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from tfprune.errors import ExportError
-from tfprune.export import layer_norm
+from tfprune.export import channels_first, layer_norm
 from tfprune.export.registry import Options
 from tfprune.export.trace import TracedGraph, with_constants
 
@@ -79,6 +81,8 @@ def convert(traced: TracedGraph, options: Options) -> tuple[Any, set[str]]:
                         output_names=outputs,
                         tensors_to_rename={tensor: tensor[:-2] for tensor in inputs + outputs},
                     )
+            channels_first.spread(converted)
+            layer_norm.lower_for(converted)
             # Not catching errors also spares a deep copy of the whole graph for each pass.
             converted = optimizer.optimize_graph(converted, catch_errors=False, optimizers=_passes())
             return converted.make_model("tfprune"), open_weights
@@ -101,6 +105,7 @@ def _passes() -> dict[str, Any]:
     class TransposeOptimizer(transpose_optimizer.TransposeOptimizer):
         def _initialize_handlers(self) -> None:
             super()._initialize_handlers()
+            self._handler_map["Erf"] = self._simple_through_handler
             for kind in ("Add", "Sub", "Div", "Pow"):
                 self._handler_map[kind] = functools.partial(self._number, self._handler_map.get(kind))
 
@@ -110,6 +115,29 @@ def _passes() -> dict[str, Any]:
             if len(constants) == 1 and np.size(constants[0].get_tensor_value(as_list=False)) == 1:
                 return self._switch_transpose_and_node(node, transpose)
             return otherwise is not None and otherwise(transpose, node)
+
+        def _reduce_latest_handler(self, transpose: Any, node: Any) -> bool:
+            """A reduction whose axes are an operand (all from opset 18 on), also one that drops them.
+
+            tf2onnx's own leaves those that drop axes, and changes the axes before it knows whether it may go on.
+            """
+            known = len(node.input) > 1 and node.inputs[1].is_const()
+            if not known or not self._nodes_has_single_consumer_node([transpose]):
+                return False
+            perm, shape = transpose.get_attr_value("perm"), self._g.get_shape(node.output[0])
+            axes = [perm[axis] for axis in np.atleast_1d(node.inputs[1].get_tensor_value(as_list=False))]
+            operand = self._g.make_const(f"{node.name}__axes_{transpose.name}", np.array(axes, np.int64))
+            self._g.replace_input(node, node.input[1], operand.output[0], 1)
+            keep = node.get_attr_value("keepdims", 1)
+            self._switch_transpose_and_node(node, transpose, update_shape=bool(keep))
+            if not keep:
+                left = [axis for axis in range(len(perm)) if axis not in axes]
+                order = [left.index(axis) for axis in perm if axis in left]
+                transpose.set_attr("perm", order)
+                if shape:
+                    self._g.set_shape(node.output[0], [shape[order.index(place)] for place in range(len(order))])
+                    self._g.set_shape(transpose.output[0], shape)
+            return True
 
         def _optimize_at_current_graph_level(self, graph: Any) -> Any:
             self._g = graph
