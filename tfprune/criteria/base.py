@@ -52,7 +52,9 @@ class GroupView:
 
     def rows(self, member: Member) -> NDArray:
         """The member's slices: shape (positions, values); `member.channels` says whose each row is."""
-        return member.slot.rows(self.array(member))[member.positions]
+        rows = member.slot.rows(self.array(member))
+        # All of them are most often a view of the weight.
+        return rows if np.array_equal(member.positions, np.arange(len(rows))) else rows[member.positions]
 
     def matrix(self, member: Member) -> NDArray:
         """The same with all of a channel's slices in one row: shape (width, values), float32 or float64."""

@@ -126,7 +126,8 @@ class _Pass:
         known = {id(variable) for variable in variables}
         self.variables = [*variables, *(one for one in self.model.variables if id(one) not in known)]
         self.differentiates = bool(self.gradients or self.backward)
-        self.loss = _loss(self.model, loss) if self.differentiates else None
+        self.given_loss = loss
+        self.loss: Callable[[Any, Any, Any], Any] | None = None
         self.calls: Counter[Key] = Counter()
 
     def run(self) -> Evidence:
@@ -136,6 +137,7 @@ class _Pass:
             raise DataError("data= holds no samples; a generator can be read only once, so give what can be read again")
         if self.differentiates and ahead[0].y is None:
             raise DataError("gradients need labels: give data=(x, y), or batches of (x, y)")
+        self.loss = _loss(self.model, self.given_loss) if self.differentiates else None
         if isinstance(self.loss, CompileLoss):
             self.loss.build(ahead[0].y, self.graph.body.outputs_struct)
         values = [variable.value for variable in self.variables]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from tfprune.criteria.base import GroupView, Unscored, register_criterion
@@ -52,8 +51,12 @@ class Clustered:
             raise PlanError(f"{name}'s variance is a fraction in (0, 1], and {self.variance!r} came")
 
     def __call__(self, view: GroupView) -> NDArray[np.float64]:
-        points = components(self.filters(view), self.variance)
-        clusters, centres = self._clustered(view, points)
+        from threadpoolctl import threadpool_limits  # comes with scikit-learn, which takes a second to import
+
+        # Threads that wait for each other cost more than they save on so few points.
+        with threadpool_limits(1):
+            points = components(self.filters(view), self.variance)
+            clusters, centres = self._clustered(view, points)
         return self.order(self.importance(view, points, clusters, centres), clusters)
 
     def filters(self, view: GroupView) -> NDArray:
@@ -136,7 +139,7 @@ def components(rows: NDArray, variance: float) -> NDArray:
     if variance == 1:
         return rows
     rows = rows - rows.mean(axis=0)
-    values, vectors = scipy.linalg.eigh(rows @ rows.T, overwrite_a=True, check_finite=False)
+    values, vectors = np.linalg.eigh(rows @ rows.T)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
     if not values.sum():
         return rows[:, :1]

@@ -33,7 +33,7 @@ class Sample:
     Attributes:
         data: arrays `x`, `(x, y)` or `(x, y, sample_weight)`; or batches of these: a `tf.data.Dataset`, a
             `keras.utils.PyDataset`, a torch `DataLoader`, a generator, any iterable. Several inputs or outputs are
-            lists or dictionaries, as `fit` takes them; as in `fit`, a tuple is always (x, y).
+            lists or dictionaries, as `fit` takes them: a tuple is always (x, y), a list of arrays several inputs.
         batch_size: into how many samples arrays are cut.
         steps: stop after so many batches; needed for data without end.
         training: run the model as in training, with Dropout and the batch's own statistics in BatchNormalization. By
@@ -92,6 +92,8 @@ def _lengths(batch: Batch) -> set[int]:
 
 
 def _are_arrays(data: Any) -> bool:
+    if isinstance(data, list) and any(isinstance(one, tuple) for one in data):
+        return False
     leaves = keras.tree.flatten(data)
     return bool(leaves) and all(one is None or (hasattr(one, "shape") and hasattr(one, "dtype")) for one in leaves)
 
@@ -104,7 +106,7 @@ def _iterated(data: Any) -> Iterable[Any]:
         data = data()
     if not hasattr(data, "__iter__") or isinstance(data, str | bytes | dict):
         raise DataError(
-            f"data= must be arrays, (x, y), or batches of these (tf.data, PyDataset, an iterable), and a "
+            f"data= must be arrays, (x, y), or batches of these (tf.data, PyDataset, an iterable), and "
             f"{type(data).__name__} came"
         )
     return data
