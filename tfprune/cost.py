@@ -83,8 +83,7 @@ def cost(model: Any) -> Cost:
         while layer and layer not in called:  # the weights of a layer inside are the outer one's
             layer = layer.rpartition("/")[0]
         parameters[layer] = parameters.get(layer, 0) + weight.size
-        width = np.dtype(_numpy_dtype(variable)).itemsize
-        sizes[layer] = sizes.get(layer, 0) + weight.size * width
+        sizes[layer] = sizes.get(layer, 0) + weight.size * dtype_bytes(variable)
     rows: dict[str, LayerCost] = {}
     for call in graph.calls:
         macs = sum(op.macs(_size) for op in call.ops)
@@ -110,9 +109,10 @@ def cost(model: Any) -> Cost:
 _size: Callable[[Weight], int] = lambda weight: weight.size  # noqa: E731
 
 
-def _numpy_dtype(variable) -> str:
+def dtype_bytes(variable: Any) -> int:
+    """How many bytes one number of a variable takes."""
     name = str(variable.dtype)
-    return "float16" if name == "bfloat16" else name
+    return np.dtype("float16" if name == "bfloat16" else name).itemsize
 
 
 def compare_table(before: Cost, after: Cost) -> str:

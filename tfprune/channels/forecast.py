@@ -78,7 +78,9 @@ class LayerWidths:
         groups: of a grouped convolution: how many would be left and how many there are; (1, 1) otherwise.
         inputs, outputs: the tensors' shapes now, without the batch axis.
         positions: how often the kernel is applied to one sample.
-        scale: which fraction of those positions is left: 1 but for kernels that work on each channel alone.
+        scale: which fraction of those positions is left: 1 but for kernels over positions, which are applied to each
+            channel.
+        depthwise: whether each channel has a kernel of its own, so that what is read is what is written.
     """
 
     layer: str
@@ -92,6 +94,7 @@ class LayerWidths:
     outputs: tuple[int | None, ...]
     positions: int
     scale: float = 1.0
+    depthwise: bool = False
 
 
 class Left(NamedTuple):
@@ -203,6 +206,7 @@ class CostModel:
                 continue
             call, weight = self.graph.calls[index], self.weights[number]
             read = written = (1, 1)
+            depthwise = False
             for place, slot in enumerate(self._slots.get(weight, {}).values()):
                 pair = (counts[self._factors[number, place]], slot.labels.size)
                 if slot.kind == "read":
@@ -211,6 +215,7 @@ class CostModel:
                     written = pair
                 elif slot.kind == "depthwise":
                     read = written = pair
+                    depthwise = True
             block = int(self._block[number])
             each = (groups[block], len(self._blocks[block])) if block >= 0 else (1, 1)
             scale = counts[spread] / max(1, len(self._rows[spread])) if spread else 1.0
@@ -218,7 +223,7 @@ class CostModel:
             found.append(
                 LayerWidths(
                     call.layer, call.kind, weight.name, weight.shape, read, written, each,
-                    shapes[op.inputs[0]], shapes[op.output], int(_times(op, weight)), scale,
+                    shapes[op.inputs[0]], shapes[op.output], int(_times(op, weight)), scale, depthwise,
                 )
             )  # fmt: skip
         return found

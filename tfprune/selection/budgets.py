@@ -141,7 +141,7 @@ class _Search:
             return choice
         ranking = self.ranking
         latest = dict.fromkeys(ranking.owner[:length][::-1].tolist())
-        for group in latest:
+        for group in [*latest, *latest]:
             counts = choice.counts.copy()
             counts[group] -= ranking.limits.round_to
             if counts[group] < 0:
