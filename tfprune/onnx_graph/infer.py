@@ -55,11 +55,16 @@ class Known:
         self.sizes = tuple(run.shapes for run in runs)
         self.types = {name: t.tensor_type.elem_type for name, t in runs[0].types.items() if t.HasField("tensor_type")}
         self.shapes = {name: merged(shape, runs[-1].shapes.get(name)) for name, shape in runs[0].shapes.items()}
-        self.data = {name: (d, runs[-1].data[name]) for name, d in runs[0].data.items() if name in runs[-1].data}
+        pairs = {name: (d, runs[-1].data[name]) for name, d in runs[0].data.items() if name in runs[-1].data}
+        # Floats that come in another number each time are no shape, but a constant that is repeated.
+        self.data = {name: pair for name, pair in pairs.items() if pair[0].dtype.kind in "iub" or _alike(*pair)}
         for name, (first, second) in self.data.items():
             if name not in self.constants and np.array_equal(first, second):
                 self.constants.add(name)
                 self._arrays.setdefault(name, first)
+        for node in self.nodes:
+            if self.is_pure(node) and all(name in self.constants for name in node.inputs if name):
+                self.constants.update(name for name in node.outputs if name)
         self.batch = self._batch()
 
     def _runs(self) -> tuple[_Run, _Run]:
@@ -73,6 +78,12 @@ class Known:
             if not any(run.failed for run in pair):
                 break
         return pair
+
+    @staticmethod
+    def is_pure(node: Node) -> bool:
+        """Whether a node computes the same from the same inputs, and has any."""
+        inside = any(attribute.HasField("g") for attribute in node.proto.attribute)
+        return node.standard and node.op not in _RANDOM and not inside and any(node.inputs)
 
     def _batch(self) -> tuple[int, int]:
         for value in self.model.graph.input:
@@ -152,6 +163,10 @@ class Known:
         with np.errstate(all="ignore"):
             made = iter(self._evaluators[key].run(None, given))
         return [np.asarray(next(made)) if name else np.zeros(0) for name in node.outputs]
+
+
+def _alike(first: NDArray, second: NDArray) -> bool:
+    return first.shape == second.shape
 
 
 def merged(first: tuple[int, ...], second: tuple[int, ...] | None) -> Shape | None:
@@ -259,12 +274,12 @@ class _Run:
     def _compute(self, node: Node) -> None:
         """The numbers of what comes from constants and shapes alone."""
         outputs = [name for name in node.outputs if name]
-        if node.op == "Constant" or not node.standard or node.op in _RANDOM or any(True for _ in node.captured):
-            value = self.known.array(outputs[0]) if node.op == "Constant" else None
-            if value is not None and value.size <= _SMALL // 16:
+        if node.op == "Constant":
+            value = self.known.array(outputs[0])
+            if value.size <= _SMALL // 16:
                 self.data[outputs[0]] = value
             return
-        if any(attribute.HasField("g") for attribute in node.proto.attribute):
+        if not self.known.is_pure(node):
             return
         given = [name for name in node.inputs if name]
         if node.op in ("Shape", "Size") and given[0] in self.shapes:
