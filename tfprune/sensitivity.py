@@ -415,6 +415,8 @@ class _Measure:
         """Compile a model as the user's is compiled."""
         if not callable(self.metric):
             notes = compile_as(self.like, model, keras.optimizers.SGD())
+            if keras.backend.backend() == "tensorflow":  # XLA compiles for longer than a few evaluations take
+                model.jit_compile = False
             if notes and self.metric != "loss":
                 raise PlanError(f"{'; '.join(notes)}; give metric= a function of a model and the data")
 
