@@ -14,6 +14,8 @@ import pytest
 from absl import flags
 from models import assert_same, numbers, shaken
 
+import tfprune
+from tfprune.criteria import score
 from tfprune.data import Dataset
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -99,6 +101,29 @@ def images(size, channels, count=20):
     x = generator.random((count, size, size, channels)).astype(np.float32)
     y = np.arange(count) % 10
     return Dataset.of(x, y, x[:10], y[:10], name="noise")
+
+
+def test_cnn_pruning(example):
+    """63,122 parameters become 23,617, by so many filters a layer, or by the lowest scores of all."""
+    fashion = example("fashion_mnist")
+    data = fashion.at_28_pixels(images(8, 1))
+    assert data.shape == (28, 28, 1)
+    model = shaken(sys.modules["models.cnn28"].cnn28())
+    model.compile(loss="sparse_categorical_crossentropy", jit_compile=False)
+    plan = fashion.plan(model, data)
+    stripped = tfprune.strip(model, plan).model
+    assert (model.count_params(), stripped.count_params()) == (63_122, 23_617)
+    assert [stripped.get_layer(f"conv{number}").filters for number in (1, 2, 3)] == [1, 2, 3]
+    assert [layer.count_params() for layer in stripped.layers if layer.weights] == [10, 20, 57, 23_530]
+
+    scores = score(tfprune.trace(model), "taylor", data=(data.x_train, data.y_train))
+    lowest = {name: np.argsort(values, kind="stable") for name, values in scores.items()}
+    for name, count in (("conv1", 1), ("conv2", 2), ("conv3", 5)):
+        assert plan.channels[name] == tuple(sorted(lowest[name][:count].tolist()))
+    every = sorted((value, name, index) for name, values in scores.items() for index, value in enumerate(values))
+    chosen = {(name, index) for _, name, index in every[:3]}
+    found = fashion.plan(model, data, globally=3).channels
+    assert {(name, index) for name, indices in found.items() for index in indices} == chosen
 
 
 @pytest.mark.slow

@@ -272,3 +272,20 @@ def test_progress(model, data, capsys):
     assert not printed.out
     sweep(model, data)
     assert not capsys.readouterr().err
+
+
+def test_the_ratios_feed_select(data):
+    """Each group loses what it lost on its curve, though one name is the beginning of another."""
+    image = keras.Input((8, 8, 3))
+    x = conv_bn(image, 10, name="conv1")
+    x = layers.Add()([x, conv_bn(x, 10, name="conv10")])  # two writers
+    x = conv_bn(x, 6, name="conv11", strides=2)
+    model = compiled(shaken(keras.Model(image, layers.Dense(3, name="head")(layers.Flatten()(x)))))
+    result = sweep(model, data, "l1", ratios=(0.2, 0.4, 0.6), metric="loss", mode="layerwise")
+    drops = sorted(max(result.drops(curve)) for curve in result.curves)
+    ratios = result.ratios(max_drop=max(0.0, sum(drops) / 2))
+    assert len(ratios) == 2 and len(set(ratios.values())) == 2
+    plan = tfprune.select(model, "l1", ratio=ratios, round_to=1)
+    for curve in result.curves:
+        steps = dict(zip((0.0, *result.swept), (0, *curve.pruned), strict=True))
+        assert len(plan.channels.get(curve.group, ())) == steps[ratios[curve.group]]
