@@ -271,7 +271,9 @@ def test_export_and_verify_other_formats(capsys, zeroed):
     assert main(["verify", "--model=user_models:small", "--other=e/net.onnx"]) == 1
 
 
-@pytest.mark.parametrize("amount", [["--thresholds=0.6,0.5"], ["--ratio=0.5", "--schedule=linear"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "amount", [["--thresholds=0.6,0.5", "--criterion=taylor"], ["--ratio=0.5", "--schedule=linear"]], ids=" ".join
+)
 def test_prune(capsys, arrays, amount):
     import keras
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -257,6 +258,13 @@ def test_every_named_criterion_is_in_the_table():
     assert set(TABLE) <= set(criteria.criterion_names())
     own = {name for name in criteria.criterion_names() if type(named(name)).__module__.startswith("tfprune.criteria.")}
     assert own == set(TABLE)
+
+
+def test_the_command_line_names_them_all():
+    from tfprune.cli.commands.prune import COMMAND
+
+    (flag,) = (flag for flag in COMMAND.flags if flag.name == "criterion")
+    assert set(TABLE) <= set(re.findall(r"\w+", flag.help))
 
 
 def named(name):
@@ -805,6 +813,43 @@ def test_groups_by_name_and_what_cannot_be_scored():
         score(tfprune.trace(dense_net()), "bn_scale")
     with pytest.raises(PlanError, match="no channel group 'expnd'; did you mean 'expand'"):
         score(graph, "l1", ["expnd"])
+
+
+# ---------------------------------------------------------------------- while training
+
+
+def trained(**settings):
+    model = shaken(residual_net())
+    model.compile("sgd", CROSSENTROPY, jit_compile=False)
+    x, y = sample_of(model)
+    pruning = tfprune.SoftPruning("taylor", ratio=0.5, data=(x, y), **settings)
+    model.fit(x, y, epochs=2, batch_size=5, validation_data=(x, y), verbose=0, callbacks=[pruning])
+    return model, pruning
+
+
+@pytest.mark.parametrize("settings", [{}, {"every": 2}, {"mode": "hard"}])
+def test_soft_pruning_with_data(settings):
+    model, pruning = trained(**settings)
+    assert pruning.plan.pruned and tfprune.strip(model).cost_after.parameters < tfprune.cost(model).parameters
+
+
+def test_pruning_with_data(tmp_path):
+    model = shaken(residual_net())
+    x, y = sample_of(model)
+    pruning = tfprune.Pruning(
+        model, output_dir=tmp_path, criterion="taylor", data=(x, y), loss=CROSSENTROPY, round_to=1, log=None
+    )
+    pruning.run(lambda model, directory: None, thresholds=[0.5])
+    assert pruning.plan.pruned
+
+
+def test_data_that_is_missing_or_ends_is_told_at_once(tmp_path):
+    model = residual_net()
+    for prune in (tfprune.SoftPruning, lambda *args, ratio, **more: tfprune.Pruning(model, "", tmp_path, **more)):
+        with pytest.raises(PlanError, match="taylor needs a data sample"):
+            prune(criterion="taylor", ratio=0.5)
+        with pytest.raises(DataError, match="an iterator came"):
+            prune(criterion="taylor", ratio=0.5, data=iter([]))
 
 
 # ---------------------------------------------------------------------- bad input

@@ -11,6 +11,7 @@ from keras import layers
 from models import difference, floats, parameters, shaken
 
 import tfprune
+from tfprune import criteria
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -68,3 +69,18 @@ def test_schedules_as_the_page_has_them():
     for block in blocks("schedules.md"):
         exec(compile(block, "schedules.md", "exec"), scope)
     assert {name for name in tfprune.schedules.NAMES if f"`{name}`" not in (DOCS / "schedules.md").read_text()} == set()
+
+
+def test_criteria_as_the_page_has_them():
+    scope: dict = {"__name__": "criteria_page"}
+    for block in blocks("criteria.md"):
+        exec(compile(block, "criteria.md", "exec"), scope)
+    assert all(plan.pruned for plan in [*scope["plans"], scope["plan"]]) and scope["pruning"].plan.pruned
+
+
+def test_the_page_has_all_criteria():
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", (DOCS / "criteria.md").read_text(), flags=re.MULTILINE)
+    for name, value in rows:
+        assert criteria.criterion_named(name) == eval(value, vars(criteria))
+    own = {n for n in criteria.criterion_names() if criteria.criterion_named(n).__module__.startswith("tfprune.")}
+    assert own == {name for name, _ in rows}

@@ -15,7 +15,7 @@ import numpy as np
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.ops import Affine, Contract, Depthwise
 from tfprune.channels.plan import PruningPlan
-from tfprune.criteria import Criterion
+from tfprune.criteria import Criterion, Sample, needs_of
 from tfprune.errors import CheckpointError, PlanError, TfpruneError
 from tfprune.files import atomic_path, output_directory, write_text
 from tfprune.frontend import trace
@@ -39,6 +39,8 @@ class Pruning:
         scope_names: layer-name prefixes or patterns; groups that such layers write are pruned. "" is every layer.
         output_dir: where everything is written.
         ignore, criterion, round_to, layers, heads: see `tfprune.select`.
+        data, loss: for a criterion that needs them, a small sample that can be read again and again: it is measured
+            whenever filters are chosen. See docs/criteria.md.
         max_failure_rate: a threshold has converged when at most this fraction of filters came back.
         slots: `"reset"` zeroes the optimizer's slots (momentum and the like) of what is zeroed, so that they do not
             bring filters back; `"keep"` leaves them, as the original did.
@@ -81,6 +83,8 @@ class Pruning:
         round_to: int = 4,
         layers: bool = False,
         heads: bool = False,
+        data: Any = None,
+        loss: Any = None,
         max_failure_rate: float = 0.1,
         slots: Literal["keep", "reset"] = "reset",
         log: Callable[[str], None] | None = print,
@@ -95,7 +99,7 @@ class Pruning:
         self.model: keras.Model = model
         self.scope_names = [scope_names] if isinstance(scope_names, str) else list(scope_names)
         self.criterion, self.round_to, self.slots, self.ignore = criterion, round_to, slots, ignore
-        self.layers, self.heads = layers, heads
+        self.layers, self.heads, self.data, self.loss = layers, heads, data, loss
         self.monitor = ConvergenceMonitor(max_failure_rate)
         self._log = log or (lambda line: None)
         self.output_dir = output_directory(output_dir)
@@ -133,7 +137,9 @@ class Pruning:
             PlanError: a scope matches no layer.
         """
         graph = trace(self.model)
-        select(graph, self.criterion, ratio=0.0, only=self.scope_names, ignore=self.ignore)
+        needs_of(self.criterion, self.data)
+        Sample.of(self.data).check_again()
+        select(graph, _zeros, ratio=0.0, only=self.scope_names, ignore=self.ignore)
         self.scope_conv_dict = {scope: [] for scope in self.scope_names}
         for op in graph.ops:
             if not isinstance(op, Contract | Depthwise):
@@ -177,6 +183,8 @@ class Pruning:
             ignore=self.ignore,
             layers=self.layers,
             heads=self.heads,
+            data=self.data,
+            loss=self.loss,
         )
         self.pruning_filters_dict = {name: list(indices) for name, indices in self.plan.channels.items()}
         path = self.output_dir / "Pruning_Dict" / "pruning_filters.json"

@@ -12,7 +12,7 @@ import numpy as np
 
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.plan import PruningPlan, zeroable
-from tfprune.criteria import Criterion
+from tfprune.criteria import Criterion, Sample, needs_of
 from tfprune.errors import PlanError
 from tfprune.frontend import trace
 from tfprune.monitor import ConvergenceMonitor
@@ -42,6 +42,8 @@ class SoftPruning(keras.callbacks.Callback):
         slots: `"keep"`: the optimizer's slots stay, so that filters can come back. `"reset"`: the slots of what is
             zeroed are zeroed too; with an optimizer without weight decay nothing comes back then.
         only, ignore, round_to, layers, heads: see `tfprune.select`.
+        data, loss: for a criterion that needs them, a small sample that can be read again and again: it is measured
+            whenever channels are chosen. See docs/criteria.md.
         max_failure_rate: with `stop_when_converged`, what counts as converged, a fraction in [0, 1].
         stop_when_converged: leave a threshold of the ladder early once it has converged, and stop training after the
             last.
@@ -53,7 +55,9 @@ class SoftPruning(keras.callbacks.Callback):
         plan: the `PruningPlan` that is zeroed now.
 
     Raises:
-        PlanError: not exactly one of ratio and thresholds, a value out of range, an unknown mode or policy.
+        PlanError: not exactly one of ratio and thresholds, a value out of range, an unknown criterion, mode or policy,
+            a criterion that needs data without any.
+        DataError: data that can be read only once.
 
     >>> import keras, numpy as np, tfprune
     >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(8, 3, activation="relu"),
@@ -83,6 +87,8 @@ class SoftPruning(keras.callbacks.Callback):
         round_to: int = 4,
         layers: bool = False,
         heads: bool = False,
+        data: Any = None,
+        loss: Any = None,
         max_failure_rate: float = 0.1,
         stop_when_converged: bool = False,
         csv: str | os.PathLike | None = None,
@@ -99,6 +105,8 @@ class SoftPruning(keras.callbacks.Callback):
             raise PlanError(f"every is 'epoch' or a number of steps of at least 1, and {every!r} came")
         if begin < 0:
             raise PlanError(f"begin is an epoch or step from 0 on, and {begin} came")
+        needs_of(criterion, data)
+        Sample.of(data).check_again()
         self.kind = "ratio" if thresholds is None else "threshold"
         self.values = ratio if thresholds is None else thresholds
         as_schedule(self.values, 1, self.kind)  # type: ignore[arg-type]
@@ -111,6 +119,8 @@ class SoftPruning(keras.callbacks.Callback):
             "round_to": round_to,
             "layers": layers,
             "heads": heads,
+            "data": data,
+            "loss": loss,
         }
         self.every, self.begin, self.mode, self.slots = every, begin, mode, slots
         self.stop_when_converged, self.csv, self.tensorboard = stop_when_converged, csv, tensorboard

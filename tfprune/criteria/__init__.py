@@ -25,7 +25,7 @@ from tfprune.criteria.magnitude import L1, L2, LInf
 from tfprune.criteria.redundancy import Redundancy
 from tfprune.criteria.sample import Sample
 from tfprune.criteria.scale import BNScale
-from tfprune.criteria.scoring import Scorer, Scores, score
+from tfprune.criteria.scoring import Scorer, Scores, needs_of, score
 from tfprune.criteria.similarity import FPGM, Cosine
 from tfprune.criteria.taylor import Taylor, TaylorWeight
 
@@ -63,6 +63,7 @@ __all__ = [
     "criterion_names",
     "gather",
     "name_of",
+    "needs_of",
     "normalized",
     "register_criterion",
     "score",

@@ -25,7 +25,7 @@ from tfprune.errors import DataError, PlanError, TfpruneError
 Need = Feature | Gradient
 Key = tuple[int, int]
 _DIFFERENTIATED = ("write", "depthwise", "read", "scale")
-_COMPILE_FROM = 4  # batches: building a graph costs about as much as a few batches
+COMPILE_FROM = 4  # batches: building a graph costs about as much as a few batches
 
 
 class Evidence:
@@ -132,7 +132,7 @@ class _Pass:
 
     def run(self) -> Evidence:
         batches = self.sample.batches()
-        ahead = list(itertools.islice(batches, _COMPILE_FROM))
+        ahead = list(itertools.islice(batches, COMPILE_FROM))
         if not ahead:
             raise DataError("data= holds no samples; a generator can be read only once, so give what can be read again")
         if self.differentiates and ahead[0].y is None:
@@ -143,7 +143,7 @@ class _Pass:
         values = [variable.value for variable in self.variables]
         count = len(self.weights)
         probes = [ops.zeros((len(found), self._map(key).labels.size)) for key, found in self.backward.items()]
-        step = differentiated(self.function, len(ahead) == _COMPILE_FROM)
+        step = differentiated(self.function, len(ahead) == COMPILE_FROM)
         sums = _Sums(self.gradients)
         for batch in itertools.chain(ahead, batches):
             tensors = keras.tree.map_structure(lambda a: None if a is None else ops.convert_to_tensor(a), tuple(batch))

@@ -63,7 +63,8 @@ def _torch(function: Function, compiled: bool) -> Step:
                 return *function(parameters, state, batch), []
         # The model's own variables keep their requires_grad: these are others that share their memory.
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        loss, rest = function(leaves, state, batch)
+        with torch.enable_grad():
+            loss, rest = function(leaves, state, batch)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         zeros = (torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, gradients, strict=True))
         return loss.detach(), [one.detach() for one in rest], list(zeros)

@@ -61,6 +61,15 @@ class Sample:
         """`data`, which may be a sample already."""
         return data if isinstance(data, cls) else cls(data)
 
+    def check_again(self) -> None:
+        """Check that the data can be read more than once.
+
+        Raises:
+            DataError: it is an iterator, which ends.
+        """
+        if hasattr(self.data, "__next__"):
+            raise DataError("data= is read again and again, and an iterator came; give arrays or a data set")
+
     def batches(self) -> Iterator[Batch]:
         """Every batch in turn.
 

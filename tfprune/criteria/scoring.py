@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +14,7 @@ from tfprune.channels.graph import ChannelGraph, ChannelGroup
 from tfprune.channels.weights import Weight
 from tfprune.criteria.base import Criterion, GroupView, Unscored, criterion_named, name_of
 from tfprune.criteria.evidence import Evidence, gather
+from tfprune.criteria.features import Feature, Gradient
 from tfprune.errors import PlanError, nearest
 
 
@@ -59,9 +61,9 @@ class Scorer:
     def __init__(self, graph: ChannelGraph, criterion: str | Criterion, *, data: Any = None, loss: Any = None):
         self.graph, self.criterion, self.data, self.loss = graph, criterion_named(criterion), data, loss
         self.name = name_of(criterion)
-        needs = frozenset(getattr(self.criterion, "needs", ()))
-        if needs and data is None:
-            raise PlanError(f"{self.name} needs a data sample: give data=, such as data=(x_train[:256], y_train[:256])")
+        needs = needs_of(self.criterion, data)
+        if needs and not isinstance(graph.model, keras.Model):
+            raise PlanError(f"{self.name} needs to run the model, and {graph.name} is no Keras model; take another one")
         if isinstance(data, Evidence) and (not needs <= data.needs or data.graph is not graph):
             raise PlanError(f"the evidence that came as data= was not gathered for {self.name} and this graph")
         self._needs = needs
@@ -129,6 +131,20 @@ class Scorer:
                 f"channel {wrong[0]}); are its weights?"
             )
         return scores
+
+
+def needs_of(criterion: str | Criterion, data: Any) -> frozenset[Feature | Gradient]:
+    """What a criterion needs to have measured.
+
+    Raises:
+        PlanError: there is no such criterion, or it needs data and none came.
+    """
+    needs = frozenset(getattr(criterion_named(criterion), "needs", ()))
+    if needs and data is None:
+        raise PlanError(
+            f"{name_of(criterion)} needs a data sample: give data=, such as data=(x_train[:256], y_train[:256])"
+        )
+    return needs
 
 
 def score(

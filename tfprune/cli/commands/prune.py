@@ -76,14 +76,14 @@ def _check_schedule(options: SimpleNamespace) -> None:
 def _check_patterns_and_formats(model: Any, options: SimpleNamespace) -> None:
     """Find mistakes before the training, not after it."""
     import tfprune
+    from tfprune.criteria import needs_of
     from tfprune.export.registry import find
 
     for name in options.formats:
         find(name)
     amount = {"ratio": options.ratio} if options.ratio is not None else {"threshold": options.thresholds[0]}
-    tfprune.select(
-        model, options.criterion, only=options.only, ignore=options.ignore, round_to=options.round_to, **amount
-    )
+    needs_of(options.criterion, data=True)
+    tfprune.select(model, "random", only=options.only, ignore=options.ignore, round_to=options.round_to, **amount)
 
 
 def _fit(model: Any, dataset: Any, options: SimpleNamespace, title: str, epochs: int, *callbacks: Any) -> None:
@@ -99,6 +99,16 @@ def _fit(model: Any, dataset: Any, options: SimpleNamespace, title: str, epochs:
             )
         except (ValueError, TypeError) as error:
             raise DataError(f"{model.name!r} could not be trained on {dataset.name}: {error}") from error
+
+
+def _sample(dataset: Any, options: SimpleNamespace) -> Any:
+    """Some of the training samples, for criteria that look at data."""
+    import numpy as np
+
+    from tfprune.criteria import Sample
+
+    chosen = np.random.default_rng(options.seed).permutation(len(dataset.x_train))[: options.criterion_samples]
+    return Sample((dataset.x_train[chosen], dataset.y_train[chosen]), options.batch_size)
 
 
 def _onnx(model: Any, directory: Path, options: SimpleNamespace) -> Path | None:
@@ -125,6 +135,7 @@ def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output:
         round_to=options.round_to,
         layers=options.layers,
         heads=options.heads,
+        data=_sample(dataset, options),
         slots=options.slots or "reset",
     )
     pruning.run(train, options.thresholds, options.max_failure_rate, options.max_retries)
@@ -147,6 +158,7 @@ def _to_ratio(model: Any, dataset: Any, options: SimpleNamespace, output: Path) 
         round_to=options.round_to,
         layers=options.layers,
         heads=options.heads,
+        data=_sample(dataset, options),
         slots=options.slots or "keep",
         max_failure_rate=options.max_failure_rate,
         csv=output / "failure_rates.csv",
@@ -209,7 +221,22 @@ COMMAND = Command(
             high=1,
         ),
         Flag("max_retries", "How often the same channels are zeroed again.", "N", 3, "integer", low=0),
-        Flag("criterion", "redundancy, redundancy_legacy, l1 or l2.", "NAME", "redundancy"),
+        Flag(
+            "criterion",
+            "What channels are ranked by: redundancy, redundancy_legacy, l1, l2, linf, fpgm, cosine, lamp, bn_scale, "
+            "taylor, taylor_weight, hessian, activation, apoz, kmeans_l1, kmeans_taylor, kmeans_distance or random; "
+            "see docs/criteria.md.",
+            "NAME",
+            "redundancy",
+        ),
+        Flag(
+            "criterion_samples",
+            "How many training samples a criterion looks at that needs data (taylor and the like).",
+            "N",
+            256,
+            "integer",
+            low=1,
+        ),
         Flag(
             "only",
             "Prune only layers whose names begin so or match such patterns: block_3_,SE*.",
