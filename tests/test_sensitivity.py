@@ -125,6 +125,20 @@ def test_each_group_is_scored_once(model, data):
     assert result.criterion == "counted" and result.swept == (0.1, 0.3, 0.5)
 
 
+def test_criteria_that_need_data(model, data):
+    """They look at `data`, or at a sample of their own; both are what `select` chooses with it."""
+    values = []
+    for sample in (None, samples(model, count=12, seed=9)):
+        result = sweep(model, data, "taylor", ratios=(0.5,), metric="loss", mode="full", sample=sample)
+        plan = tfprune.select(model, "taylor", ratio=0.5, round_to=1, data=data if sample is None else sample)
+        zeroed = compiled(keras.models.clone_model(model))
+        zeroed.set_weights(model.get_weights())
+        tfprune.soft_prune(zeroed, plan)
+        values += result.together.values
+        assert values[-1] == pytest.approx(zeroed.evaluate(*data, verbose=0)[0], rel=1e-6)
+    assert abs(values[0] - values[1]) > 1e-3
+
+
 def test_modes_and_rounding(model, data):
     full = sweep(model, data, mode="full", round_to=4)
     assert not full.curves and full.together.width == 16 and full.together.pruned == (4, 8)

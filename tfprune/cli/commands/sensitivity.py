@@ -26,6 +26,7 @@ def _run(options: SimpleNamespace) -> None:
         ratios=options.ratios,
         mode=options.mode,
         metric=options.metric,
+        sample=(dataset.x_train, dataset.y_train),
         only=options.only,
         round_to=options.round_to,
         remove=options.remove,
@@ -47,8 +48,9 @@ COMMAND = Command(
     summary="prune each channel group by rising ratios, alone and all together, and measure what it costs",
     description=(
         "Nothing is trained: the channels are zeroed in a copy of a trained model, which is then measured on the test "
-        "samples. Prints a table, and writes sensitivity.json, sensitivity.png and, for tfprune.select(ratio=...), "
-        "ratios.json: for each group the largest ratio that costs at most --max_drop."
+        "samples. Criteria that need data look at the training samples. Prints a table, and writes sensitivity.json, "
+        "sensitivity.png and, for tfprune.select(ratio=...), ratios.json: for each group the largest ratio that costs "
+        "at most --max_drop."
     ),
     example="tfprune sensitivity --model=trained.keras --dataset=cifar10.npz --test_samples=2000 --output_dir=runs/s",
     flags=(
