@@ -1,106 +1,211 @@
-"""Export models of keras.applications and print what came out, one process a model.
+"""Export models of keras.applications, beside Keras' own exporter if asked; one process a model and exporter.
 
-    python benchmarks/export.py                          # ONNX, ten models
-    python benchmarks/export.py --formats onnx,pb --models MobileNetV2,VGG16 --size 224
+    python benchmarks/export.py                                  # ONNX, all 40
+    python benchmarks/export.py --models NASNetMobile InceptionV3 --stock
+    python benchmarks/export.py --models MobileNetV3Small --stock --fresh
+    python benchmarks/export.py --formats onnx tflite tflite_int8 --models MobileNetV2
 
-Columns: `difference` is the largest from Keras, as a fraction of the largest output (logits); `spread` the largest
-standard deviation of any output from one input to the next, over it; `seconds` covers writing, loading and comparing;
-`peak` is the process' largest memory, `before` what it held when export began (TensorFlow and the model); `latency` is
-onnxruntime's median for one image on two threads.
+Models have their own size, but 224 at most where they take it, random weights and calibrated statistics
+(`common.lively`), no softmax, and quiet residual branches: without that EfficientNetV2M makes 2e-4 of one rounding of
+its input, in Keras too, and no difference would mean anything. Columns:
+
+difference     the largest from Keras, a fraction of the largest output, over two images
+rounding       how far Keras' own outputs move when each number of the input is moved to the next float32
+response       how far the outputs for the two images are apart, the same fraction
+nodes, T       nodes of the ONNX graph, and how many of them are Transposes
+seconds, CPU   for writing, not for reading back: by the clock, and by the processors
+MB             the file
+x weights      highest resident memory while writing, less what TensorFlow takes alone, over the bytes of the weights
+run ms         median of one image in the file's runtime on --threads threads
+stock ...      the same of `model.export(format="onnx")`, in turns with ours: `speed-up` is the median of the ratios of
+               neighbouring runs. `NO` if it raises, is killed, or the file does not load
+
+The exit code is 1 if one of our files is not written.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import json
-import os
 import resource
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-MODELS = {
-    "MobileNetV2": 96,
-    "MobileNetV3Small": 96,
-    "EfficientNetB0": 96,
-    "ResNet50": 96,
-    "ResNet50V2": 96,
-    "DenseNet121": 96,
-    "InceptionV3": 96,
-    "VGG16": 64,
-    "ConvNeXtTiny": 96,
-    "NASNetMobile": 96,
-}
-COLUMNS = ("model", "size", "format", "ok", "difference", "spread", "nodes", "Transposes", "seconds", "MB", "before MB",
-           "peak MB", "latency ms")  # fmt: skip
+COLUMNS = tuple(
+    "model|size|format|difference|rounding|response|nodes|T|seconds|CPU|MB|x weights|run ms|"
+    "stock s|stock CPU|stock difference|stock T|stock ms|speed-up".split("|")
+)
 
 
-def build(name: str, size: int):
-    """The model with random weights, BatchNormalization statistics and biases, so that its outputs vary."""
-    import keras
-    import numpy as np
+def build(name: str, size: int | None, fresh: bool = False) -> Any:
+    """The model; two processes make the same one."""
+    from common import application, calibrated, keras
 
     keras.utils.set_random_seed(0)
-    generator = np.random.default_rng(0)
-    arguments = {"weights": None, "input_shape": (size, size, 3), "classifier_activation": None}
-    if name == "NASNetMobile":  # wants its classifier only at 224
-        arguments |= {"include_top": False, "pooling": "avg"}
-        del arguments["classifier_activation"]
-    elif size < 75:
-        arguments["classes"] = 1000
-    elif name == "InceptionV3":
-        arguments |= {"include_top": False, "pooling": "avg"}
-        del arguments["classifier_activation"]
-    model = getattr(keras.applications, name)(**arguments)
-    for layer in model._flatten_layers():
-        for variable in getattr(layer, "weights", []) if not getattr(layer, "layers", None) else []:
-            kind = variable.path.rpartition("/")[2]
-            if kind in ("gamma", "moving_variance"):
-                variable.assign(generator.uniform(0.5, 1.5, variable.shape))
-            elif kind in ("beta", "moving_mean", "bias", "mean"):
-                variable.assign(generator.normal(0, 0.3, variable.shape))
-    return model
+    if size is None and "NASNet" not in name:
+        own = getattr(keras.applications, name)(weights=None).inputs[0].shape[1]
+        keras.backend.clear_session()
+        size = 224 if own and own > 224 else None
+    if fresh:
+        shape = None if size is None else (size, size, 3)
+        return getattr(keras.applications, name)(weights=None, input_shape=shape, classifier_activation=None)
+    model = application(name, size)
+    quiet = [layer for layer in _before_sums(model, keras) if layer.scale]
+    for layer in quiet:
+        layer.gamma.assign(0.25 * layer.gamma)
+    return calibrated(model) if quiet else model
 
 
-def measure(name: str, size: int, formats: list[str], repeats: int) -> list[dict]:
-    """Export one model in this process."""
-    import keras
+def _before_sums(model: Any, keras: Any) -> list[Any]:
+    """The normalisations whose output, perhaps through a Dropout, is added to something."""
+    found = {}
+    for layer in model.layers:
+        for tensor in keras.tree.flatten(layer.input) if isinstance(layer, keras.layers.Add) else ():
+            maker = tensor._keras_history.operation
+            while isinstance(maker, keras.layers.Dropout):
+                maker = maker.input._keras_history.operation
+            if isinstance(maker, keras.layers.BatchNormalization):
+                found[maker.name] = maker
+    return list(found.values())
 
+
+def ours(name: str, size: int | None, fresh: bool, formats: list[str], folder: Path) -> None:
+    """Export in this process; print a row a format."""
+    from common import images, keras, np, resident
+
+    e = importlib.import_module("tfprune.export")  # `tfprune.export` is the function
+    registry = importlib.import_module("tfprune.export.registry")
     from tfprune.errors import TfpruneError
-    from tfprune.export import export, onnx_latency
-    from tfprune.verify import compare, random_inputs, run
+    from tfprune.verify import run
 
-    model = build(name, size)
-    outputs = run(model, random_inputs(model))
-    spread = compare(outputs, outputs, 0.0).spread / max(float(abs(y).max()) for y in outputs)
-    del outputs
-    keras.utils.clear_session(free_memory=True)
-    rows = []
-    with tempfile.TemporaryDirectory() as directory:
-        for format in formats:
-            row: dict = {"model": name, "size": size, "format": format, "spread": spread, "before MB": _resident()}
-            try:
-                exported = export(model, directory, formats=[format])[format]
-            except TfpruneError as error:
-                rows.append({**row, "ok": "NO", "error": str(error)})
-                continue
-            row |= {"ok": "yes", "difference": exported.difference, "seconds": exported.seconds}
-            row |= {"MB": exported.bytes / 1e6, "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-            if format == "onnx":
-                import onnx
+    keras.ops.convert_to_numpy(keras.ops.ones(3))
+    framework = resident()
+    model = build(name, size, fresh)
+    x = images(model, seed=3, samples=2)
+    outputs = run(model, x)
+    largest = float(np.abs(outputs[0]).max())
+    moved = run(model, [np.nextafter(x[0], np.float32(1e9))])
+    row = {
+        "model": name,
+        "size": model.inputs[0].shape[1] or x[0].shape[1],
+        "rounding": float(np.abs(moved[0] - outputs[0]).max()) / largest,
+        "response": float(np.abs(outputs[0][0] - outputs[0][1]).max()) / largest,
+    }
+    np.savez(folder / "data.npz", x[0], outputs[0])
+    representative = (
+        np.concatenate([images(model, seed=s)[0] for s in range(10, 40)]) if "int8" in str(formats) else None
+    )
+    weights = sum(v.value.numpy().nbytes for v in model.variables)
+    for format in formats:
+        spent: list[float] = []
+        exporter = registry.find(format)
+        registry.register(_watched(exporter, spent, resident))
+        try:
+            # Random inputs are far from what a network that scales 0 to 255 itself was made for.
+            report = e.export(model, folder, [format], name, inputs=x, representative=representative, tolerance=1e9)
+        except TfpruneError as error:
+            print("ROW", json.dumps({**row, "format": format, "error": str(error)[:300]}), flush=True)
+            continue
+        finally:
+            registry.register(exporter)
+        written = report[format]
+        got = exporter.load(written.path, _options(e, model))(x)
+        more = {"difference": float(np.abs(got[0] - outputs[0]).max()) / largest, "MB": written.bytes / 1e6}
+        if format == "onnx":
+            more |= _nodes(written.path)
+        more |= {"seconds": spent[0], "CPU": spent[1], "x weights": (spent[2] - framework) / weights}
+        print("ROW", json.dumps({**row, "format": format, "path": str(written.path), **more}), flush=True)
 
-                nodes = Counter(node.op_type for node in onnx.load(exported.path).graph.node)
-                row |= {"nodes": sum(nodes.values()), "Transposes": nodes["Transpose"]}
-                row["latency ms"] = onnx_latency(exported.path, repeats=repeats)
-            rows.append(row)
-    return rows
+
+def _options(e: Any, model: Any) -> Any:
+    whole = e.functional(model)
+    return e.Options(e.input_names(whole), e.output_names(whole))
 
 
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-    return pages * resource.getpagesize() / 2**20
+def _watched(exporter: Any, spent: list[float], resident: Any) -> Any:
+    """The exporter, noting seconds, processor seconds and the highest memory of its `write`."""
+    import dataclasses
+
+    def write(*arguments: Any) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+        start, busy = time.perf_counter(), time.process_time()
+        exporter.write(*arguments)
+        spent[:] = [time.perf_counter() - start, time.process_time() - busy, resident("VmHWM")]
+
+    return dataclasses.replace(exporter, write=write)
+
+
+def _nodes(path: Path) -> dict[str, int]:
+    import onnx
+
+    kinds = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+    return {"nodes": sum(kinds.values()), "T": kinds["Transpose"]}
+
+
+def stock(name: str, size: int | None, fresh: bool, folder: Path) -> None:
+    """Keras' own exporter in this process; print a row."""
+    from common import images
+
+    model = build(name, size, fresh)
+    model(images(model, seed=3)[0])  # it raises on a model never called
+    start, busy = time.perf_counter(), time.process_time()
+    path = folder / "stock.onnx"
+    model.export(str(path), format="onnx", verbose=False)
+    row = {"stock s": time.perf_counter() - start, "stock CPU": time.process_time() - busy, "path": str(path)}
+    print("ROW", json.dumps({**row, "stock T": _nodes(path)["T"]}), flush=True)
+
+
+def in_turns(paths: list[str], folder: Path, threads: int, repeats: int) -> dict[str, Any]:
+    """Latencies of .onnx files, one image each, in turns; and how far the last is from Keras."""
+    import numpy as np
+    import onnxruntime
+
+    with np.load(folder / "data.npz") as file:
+        x, expected = file["arr_0"], file["arr_1"]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or one waits in the other's way
+    sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
+    feeds = [{session.get_inputs()[0].name: x[:1]} for session in sessions]
+    taken: list[list[float]] = [[] for _ in sessions]
+    for turn in range(repeats + 3):
+        for session, feed, times in zip(sessions, feeds, taken, strict=True):
+            start = time.perf_counter()
+            session.run(None, feed)
+            if turn >= 3:
+                times.append(time.perf_counter() - start)
+    row = {"run ms": 1e3 * statistics.median(taken[0])}
+    if len(paths) > 1:
+        got = sessions[1].run(None, {sessions[1].get_inputs()[0].name: x})[0]
+        row |= {"stock ms": 1e3 * statistics.median(taken[1])}
+        row |= {"speed-up": statistics.median(b / a for a, b in zip(*taken, strict=True))}
+        row |= {"stock difference": float(np.abs(got - expected).max() / np.abs(expected).max())}
+    return row
+
+
+def child(arguments: list[str], limit_gb: float) -> tuple[list[dict], str]:
+    """Run this file in a process of its own; its rows, and its last line if it failed."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit_gb * 2**30),) * 2)
+
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limited)
+    rows = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
+    if done.returncode == 0:
+        return rows, ""
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    how = f"killed by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"exit {done.returncode}"
+    return rows, f"{how}: {lines[-1][:200]}"
 
 
 def show(row: dict) -> str:
@@ -109,42 +214,78 @@ def show(row: dict) -> str:
     for column in COLUMNS:
         value = row.get(column, "")
         if isinstance(value, float):
-            value = f"{value:.1e}" if column in ("difference",) else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+            small = column in ("difference", "rounding", "stock difference")
+            value = f"{value:.1e}" if small else f"{value:.2f}" if value < 10 else f"{value:.0f}"
         cells.append(str(value).ljust(17) if column == "model" else str(value).rjust(max(len(column), 7)))
-    return "  ".join(cells) + (f"\n    {row['error']}" if "error" in row else "")
+    errors = "".join(f"\n    {key}: {row[key]}" for key in ("error", "stock error") if key in row)
+    return "  ".join(cells) + errors
 
 
 def main() -> int:
-    """Run each model in a process of its own and print the table as it grows."""
+    """Run each model in processes of its own and print the table as it grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS), help="names in keras.applications")
-    parser.add_argument("--formats", default="onnx")
-    parser.add_argument("--size", type=int, help="height and width of the input; by default small, by model")
+    parser.add_argument("--models", nargs="*", default=[], help="names in keras.applications; by default all")
+    parser.add_argument("--formats", nargs="*", default=["onnx"])
+    parser.add_argument("--size", type=int, help="height and width of the input")
+    parser.add_argument("--stock", action="store_true", help="Keras' own ONNX exporter beside ours")
+    parser.add_argument("--fresh", action="store_true", help="initial weights: tf2onnx's graphs depend on them")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of onnxruntime")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row instead of the table")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, default=16, help="memory a process may take, GB")
+    parser.add_argument("--json", help="write the rows to this file, too")
+    parser.add_argument("--here", choices=("ours", "stock"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if flags.here:
-        for row in measure(flags.models, flags.size, flags.formats.split(","), flags.repeats):
-            print("ROW", json.dumps(row), flush=True)
+        folder = Path(flags.folder)
+        if flags.here == "ours":
+            ours(flags.models[0], flags.size, flags.fresh, flags.formats, folder)
+        else:
+            stock(flags.models[0], flags.size, flags.fresh, folder)
         return 0
-    if not flags.json:
-        print("  ".join(c.ljust(17) if c == "model" else c.rjust(max(len(c), 7)) for c in COLUMNS), flush=True)
-    failed = 0
-    for name in flags.models.split(","):
-        size = flags.size or MODELS.get(name, 96)
-        command = [sys.executable, __file__, "--here", "--models", name, "--size", str(size)]
-        command += ["--formats", flags.formats, "--repeats", str(flags.repeats)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        rows = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
-        if not rows:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            rows = [{"model": name, "size": size, "ok": "NO", "error": f"exit status {done.returncode}: {last}"}]
-        for row in rows:
-            failed += row["ok"] != "yes"
-            print(json.dumps(row) if flags.json else show(row), flush=True)
-    return min(failed, 1)
+    names = flags.models or _all()
+    print("  ".join(c.ljust(17) if c == "model" else c.rjust(max(len(c), 7)) for c in COLUMNS), flush=True)
+    rows = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            fresh = ["--fresh"] if flags.fresh else []
+            common = [
+                *fresh,
+                "--models",
+                name,
+                "--folder",
+                folder,
+                *(["--size", str(flags.size)] if flags.size else []),
+            ]
+            found, wrong = child(["--here", "ours", *common, "--formats", *flags.formats], flags.limit)
+            if wrong and not found:
+                found = [{"model": name, "error": wrong}]
+            for row in found:
+                if row.get("format") == "onnx" and "path" in row:
+                    paths = [row["path"]]
+                    if flags.stock:
+                        theirs, wrong = child(["--here", "stock", *common], flags.limit)
+                        if wrong or not theirs:
+                            row["stock error"] = f"NO, {wrong or 'no file'}"
+                        else:
+                            row |= {key: value for key, value in theirs[0].items() if key != "path"}
+                            paths.append(theirs[0]["path"])
+                    try:
+                        row |= in_turns(paths, Path(folder), flags.threads, flags.repeats)
+                    except Exception as error:
+                        row["stock error"] = f"NO, {type(error).__name__}: {str(error)[:200]}"
+                        row |= in_turns(paths[:1], Path(folder), flags.threads, flags.repeats)
+                rows.append(row)
+                print(show(row), flush=True)
+        if flags.json:
+            Path(flags.json).write_text(json.dumps(rows, indent=1))
+    return int(any("error" in row for row in rows))
+
+
+def _all() -> list[str]:
+    from common import keras
+
+    return [name for name in dir(keras.applications) if inspect.isfunction(getattr(keras.applications, name))]
 
 
 if __name__ == "__main__":
