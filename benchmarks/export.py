@@ -173,7 +173,7 @@ def in_turns(paths: list[str], folder: Path, threads: int, repeats: int) -> dict
         x, expected = file["arr_0"], file["arr_1"]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or one waits in the other's way
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or one is in the other's way
     sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
     feeds = [{session.get_inputs()[0].name: x[:1]} for session in sessions]
     taken: list[list[float]] = [[] for _ in sessions]
