@@ -54,7 +54,7 @@ FLOW = (
         "checkpoints",
     },
     {"export"},
-    {"latency"},
+    {"latency", "bench"},
     {"selection", "soft_pruning", "sensitivity"},
     {"pruning"},
     {"report"},

@@ -22,5 +22,7 @@ def load(path, inputs, outputs, threads=None):
     options.log_severity_level = 3  # its warnings about constants it folded are no news
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Threads that wait by spinning would take the next file's processors when several are run in turns.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda arrays: session.run(list(outputs), dict(zip(inputs, arrays, strict=True)))

@@ -35,6 +35,7 @@ class Measured:
         outputs: arrays, in the order of the names asked for.
         load_seconds: what loading took, the runtime's own import aside.
         latency_ms: the median of a run in milliseconds, or None if it was not timed.
+        memory: bytes by which the process' largest memory rose, from before loading; 0 where the system does not say.
         where: `process` if it ran in a process without tfprune, `here` if in this one.
     """
 
@@ -42,6 +43,7 @@ class Measured:
     load_seconds: float
     latency_ms: float | None = None
     where: str = "here"
+    memory: int = 0
 
 
 class Process:
@@ -180,4 +182,40 @@ def run_in(
         with np.load(result) as file:
             outputs = [file[f"arr_{index}"] for index in range(len(file.files))]
     taken = answer.get("latencies")
-    return Measured(outputs, answer["load_seconds"], 1e3 * statistics.median(taken) if taken else None, "process")
+    median = 1e3 * statistics.median(taken) if taken else None
+    return Measured(outputs, answer["load_seconds"], median, "process", answer["memory"])
+
+
+def run_in_turns(
+    process: Process,
+    device: ModuleType,
+    files: Sequence[tuple[str | os.PathLike, Sequence[str], Sequence[str], Sequence[np.ndarray]]],
+    turns: int,
+    warm: int = 3,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Time several files in one process, in turns, so that what else the machine does falls on all alike.
+
+    Args:
+        process: where.
+        device: the module whose `load` reads the files.
+        files: path, names of the inputs, names of the outputs, and input arrays of each.
+        turns: how often each is run and timed.
+        warm: how often before that.
+        threads: how many threads one operator may use.
+
+    Returns:
+        Seconds, shape (files, turns).
+
+    Raises:
+        ExportError: the runtime cannot load or run one.
+    """
+    with tempfile.TemporaryDirectory(prefix="tfprune-") as folder:
+        asked = []
+        for number, (path, inputs, outputs, arrays) in enumerate(files):
+            data = Path(folder, f"{number}.npz")
+            np.savez(data, *arrays)
+            names = {"inputs": list(inputs), "outputs": list(outputs)}
+            asked.append({"path": str(Path(path).resolve()), "data": str(data), **names})
+        request = {"device": str(device.__file__), "files": asked, "turns": turns, "warm": warm, "threads": threads}
+        return np.array(process.ask(request)["latencies"])

@@ -35,8 +35,11 @@ def serve(request):
         return {"result": getattr(device, request["call"])(**request["arguments"])}
     import numpy as np
 
+    if "turns" in request:
+        return in_turns(np, device, request)
     inputs = read(np, request["data"])
     device.runtime()
+    before = peak()
     start = time.perf_counter()
     run = device.load(request["path"], request["inputs"], request["outputs"], threads=request.get("threads"))
     loaded = time.perf_counter() - start
@@ -45,6 +48,7 @@ def serve(request):
     if request.get("seconds"):
         one = [array[:1] for array in inputs] if request["one"] else inputs
         answer["latencies"] = timed(run, one, request["seconds"])
+    answer["memory"] = peak() - before
     return answer
 
 
@@ -61,6 +65,33 @@ def module(path):
     sys.modules.setdefault(spec.name, made)
     spec.loader.exec_module(made)
     return made
+
+
+def in_turns(np, device, request):
+    """Load several files and run one after the other, again and again; the seconds of each run, a list a file."""
+    device.runtime()
+    files = []
+    for file in request["files"]:
+        run = device.load(file["path"], file["inputs"], file["outputs"], threads=request["threads"])
+        files.append((run, read(np, file["data"])))
+    taken = [[] for _ in files]
+    for turn in range(-request["warm"], request["turns"]):
+        for (run, inputs), times in zip(files, taken, strict=True):
+            start = time.perf_counter()
+            run(inputs)
+            if turn >= 0:
+                times.append(time.perf_counter() - start)
+    return {"latencies": taken}
+
+
+def peak():
+    """The most memory that this process has held, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def timed(run, inputs, budget, warm=2, most=50):
