@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 from models import difference, floats, parameters, shaken
@@ -84,3 +85,17 @@ def test_the_page_has_all_criteria():
         assert criteria.criterion_named(name) == eval(value, vars(criteria))
     own = {n for n in criteria.criterion_names() if criteria.criterion_named(n).__module__.startswith("tfprune.")}
     assert own == {name for name, _ in rows}
+
+
+def test_sensitivity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = keras.Input((6, 6, 1))
+    x = layers.Flatten()(layers.Conv2D(8, 3, activation="relu", name="conv")(image))
+    model = shaken(keras.Model(image, layers.Dense(3, activation="softmax")(x)))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    x = np.random.default_rng(0).standard_normal((12, 6, 6, 1))
+    scope = {"model": model, "x_validation": x, "y_validation": np.arange(12) % 3}
+    for block in blocks("sensitivity.md"):
+        exec(compile(block, "sensitivity.md", "exec"), scope)
+    assert set(scope["ratios"]) == {"conv"} and scope["plan"].graph.model is model
+    assert (tmp_path / "sensitivity.png").exists()
