@@ -126,6 +126,20 @@ def test_cnn_pruning(example):
     assert {(name, index) for name, indices in found.items() for index in indices} == chosen
 
 
+def test_cnn_pruning_from_end_to_end(example, tmp_path, capsys):
+    run = ["--dataset=digits", "--train_samples=64", "--test_samples=32", "--epochs=1", f"--output_dir={tmp_path}"]
+    example("fashion_mnist", *run).main([])
+    before, after = ((tmp_path / f"{name}model_summary.txt").read_text() for name in ("", "pruned_"))
+    printed = capsys.readouterr().out
+    assert "Total params: 63,122" in before and before in printed
+    assert "Total params: 23,617" in after and after in printed
+    stages = json.loads((tmp_path / "results.json").read_text())["stages"]
+    assert [(stage["name"], stage["parameters"]) for stage in stages] == [
+        ("before", 63_122), ("pruned", 23_617), ("fine-tuned", 23_617),
+    ]  # fmt: skip
+    assert keras.saving.load_model(tmp_path / "model_pruned.keras").count_params() == 23_617
+
+
 @pytest.mark.slow
 def test_retrain(example, tmp_path):
     data = images(32, 3)
