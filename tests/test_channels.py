@@ -55,7 +55,7 @@ FLOW = (
     },
     {"export"},
     {"latency", "bench"},
-    {"selection", "soft_pruning", "sensitivity"},
+    {"selection", "soft_pruning", "sensitivity", "sparse"},
     {"pruning"},
     {"report"},
     {"cli"},

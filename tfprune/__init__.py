@@ -65,7 +65,7 @@ __all__ = [
     "verify",
 ]
 __version__ = "0.1.0"
-_MODULES = ("schedules",)
+_MODULES = ("schedules", "sparse")
 
 
 def __getattr__(name: str) -> Any:
