@@ -99,3 +99,11 @@ def test_sensitivity(tmp_path, monkeypatch):
         exec(compile(block, "sensitivity.md", "exec"), scope)
     assert set(scope["ratios"]) == {"conv"} and scope["plan"].graph.model is model
     assert (tmp_path / "sensitivity.png").exists()
+
+
+def test_sparse_training_as_the_page_has_it():
+    scope: dict = {}
+    for block in blocks("sparse_training.md"):
+        exec(compile(block, "sparse_training.md", "exec"), scope)
+    assert scope["result"].model.get_layer("second").filters == 8
+    assert scope["result"].moved.relative < 1e-2

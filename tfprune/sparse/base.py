@@ -71,6 +71,11 @@ class SparseTraining(keras.callbacks.Callback):
         """The strength at an epoch (or step)."""
         return _checked(self.strength(progress) if callable(self.strength) else self.strength)
 
+    @property
+    def now(self) -> float:
+        """The strength in use; 0 while nothing is added."""
+        return 0.0 if self._held is None else float(keras.ops.convert_to_numpy(self._held.strength))
+
     # -- Keras' events --------------------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -81,9 +86,9 @@ class SparseTraining(keras.callbacks.Callback):
         graph = trace(self.model)
         penalty = self.penalty(graph)
         if penalty is not None:
-            carrier = _carrier(graph)
-            self._value = keras.Variable(self.strength_at(0), dtype="float32", trainable=False, name="strength")
-            self._held = _Carried(carrier.regularizer, penalty, self._value)
+            carrier = self.model.trainable_variables[0]
+            strength = keras.Variable(self.strength_at(0), dtype="float32", trainable=False, name="strength")
+            self._held = _Carried(carrier.regularizer, penalty, strength)
             self._carrier, carrier.regularizer = carrier, self._held
             self._compile_again()
 
@@ -98,7 +103,7 @@ class SparseTraining(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None and self._held is not None:
-            logs[self.name] = float(keras.ops.convert_to_numpy(self._held.penalty() * self._value))
+            logs[self.name] = float(keras.ops.convert_to_numpy(self._held.penalty())) * self.now
 
     def on_train_end(self, logs: Any = None) -> None:
         self._release()
@@ -106,11 +111,11 @@ class SparseTraining(keras.callbacks.Callback):
     # -- what they do ---------------------------------------------------------------------------------------------
 
     def _set(self, progress: int) -> None:
-        if self._held is None:
+        if self._held is None or not callable(self.strength):
             return
         strength = np.float32(self.strength_at(progress))
-        if strength != float(keras.ops.convert_to_numpy(self._value)):
-            self._value.assign(strength)
+        if strength != self.now:
+            self._held.strength.assign(strength)
             if keras.backend.backend() == "jax":  # its steps hold the value that they were compiled with
                 self._compile_again()
 
@@ -145,10 +150,6 @@ class _Carried(keras.regularizers.Regularizer):
         return total if self.inner is None else total + keras.ops.cast(keras.ops.sum(self.inner(weight)), "float32")
 
 
-def _carrier(graph: ChannelGraph) -> Any:
-    return next(variable for variable in graph.model.trainable_variables)
-
-
 class Squares:
     """The sum of squares of every channel's weights, over all layers they are in, as one vector.
 
@@ -173,7 +174,8 @@ class Squares:
     def __call__(self) -> Any:
         ops = keras.ops
         sums = [_sums(variable, slot) for variable, slot in self.members]
-        return ops.segment_sum(ops.concatenate(sums), self.ids, num_segments=self.count + 1)[: self.count]
+        ids = ops.convert_to_tensor(self.ids)
+        return ops.segment_sum(ops.concatenate(sums), ids, num_segments=self.count + 1)[: self.count]
 
 
 def _sums(variable: Any, slot: Slot) -> Any:

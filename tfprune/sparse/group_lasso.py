@@ -90,7 +90,7 @@ def norms(squares: Squares, group_of: NDArray, growth: float, power: int) -> Any
     ops = keras.ops
     squared = ops.maximum(squares(), _TINY)
     norm = ops.sqrt(squared)
-    each = norm * np.sqrt(squares.sizes).astype("float32") if power == 1 else squared
+    each = norm * ops.convert_to_tensor(np.sqrt(squares.sizes), "float32") if power == 1 else squared
     if growth:
         each = each * ops.power(2.0, growth * _weakness(ops.stop_gradient(norm), group_of))
     return ops.sum(each)
@@ -99,7 +99,7 @@ def norms(squares: Squares, group_of: NDArray, growth: float, power: int) -> Any
 def _weakness(norm: Any, group_of: NDArray) -> Any:
     """From 0 for the strongest channel of its group to 1 for the weakest; 0 where all are alike."""
     ops, groups = keras.ops, int(group_of.max()) + 1
-    ids = group_of.astype("int32")
+    ids = ops.convert_to_tensor(group_of, "int32")
     most = ops.take(ops.segment_max(norm, ids, num_segments=groups), ids)
     least = -ops.take(ops.segment_max(-norm, ids, num_segments=groups), ids)
     return (most - norm) / ops.maximum(most - least, 1e-12)

@@ -73,7 +73,9 @@ class GrowingRegularization(SparseTraining):
         if plan is None:
             _check(selection)
         elif selection:
-            raise PlanError(f"give either a plan or what to choose one by, not both; {', '.join(selection)} came as well")
+            raise PlanError(
+                f"give either a plan or what to choose one by, not both; {', '.join(selection)} came as well"
+            )
         self.plan, self._given = plan, plan
         self.step, self.ceiling = float(step), float(ceiling)
         self._selection = {"criterion": criterion, **selection}
