@@ -3,6 +3,7 @@
     python benchmarks/export.py                                  # ONNX, all 40
     python benchmarks/export.py --models NASNetMobile InceptionV3 --stock
     python benchmarks/export.py --models MobileNetV3Small --stock --fresh
+    python benchmarks/export.py --models VGG16 ConvNeXtXLarge --memory
     python benchmarks/export.py --formats onnx tflite tflite_int8 --models MobileNetV2
 
 Models have their own size, but 224 at most where they take it, random weights and calibrated statistics
@@ -15,7 +16,10 @@ response       how far the outputs for the two images are apart, the same fracti
 nodes, T       nodes of the ONNX graph, and how many of them are Transposes
 seconds, CPU   for writing, not for reading back: by the clock, and by the processors
 MB             the file
-x weights      highest resident memory while writing, less what TensorFlow takes alone, over the bytes of the weights
+x weights      with --memory: highest resident memory while a .keras file is loaded and written in the first format, less
+               what TensorFlow takes alone, over the bytes of the weights. In a process of its own: initialisers leave
+               TensorFlow with free memory that it never gives back
+x loaded       the same for the loaded model before it is written
 run ms         median of one image in the file's runtime on --threads threads
 stock ...      the same of `model.export(format="onnx")`, in turns with ours: `speed-up` is the median of the ratios of
                neighbouring runs. `NO` if it raises, is killed, or the file does not load
@@ -42,7 +46,7 @@ from typing import Any
 
 COLUMNS = tuple(
     "model|size|format|difference|rounding|response|nodes|T|seconds|CPU|MB|x weights|run ms|"
-    "stock s|stock CPU|stock difference|stock T|stock ms|speed-up".split("|")
+    "x loaded|stock s|stock CPU|stock difference|stock T|stock ms|speed-up".split("|")
 )
 
 
@@ -80,15 +84,13 @@ def _before_sums(model: Any, keras: Any) -> list[Any]:
 
 def ours(name: str, size: int | None, fresh: bool, formats: list[str], folder: Path) -> None:
     """Export in this process; print a row a format."""
-    from common import images, keras, np, resident
+    from common import images, np
 
     e = importlib.import_module("tfprune.export")  # `tfprune.export` is the function
     registry = importlib.import_module("tfprune.export.registry")
     from tfprune.errors import TfpruneError
     from tfprune.verify import run
 
-    keras.ops.convert_to_numpy(keras.ops.ones(3))
-    framework = resident()
     model = build(name, size, fresh)
     x = images(model, seed=3, samples=2)
     outputs = run(model, x)
@@ -104,11 +106,10 @@ def ours(name: str, size: int | None, fresh: bool, formats: list[str], folder: P
     representative = (
         np.concatenate([images(model, seed=s)[0] for s in range(10, 40)]) if "int8" in str(formats) else None
     )
-    weights = sum(v.value.numpy().nbytes for v in model.variables)
     for format in formats:
         spent: list[float] = []
         exporter = registry.find(format)
-        registry.register(_watched(exporter, spent, resident))
+        registry.register(_watched(exporter, spent))
         try:
             # Random inputs are far from what a network that scales 0 to 255 itself was made for.
             report = e.export(model, folder, [format], name, inputs=x, representative=representative, tolerance=1e9)
@@ -122,7 +123,7 @@ def ours(name: str, size: int | None, fresh: bool, formats: list[str], folder: P
         more = {"difference": float(np.abs(got[0] - outputs[0]).max()) / largest, "MB": written.bytes / 1e6}
         if format == "onnx":
             more |= _nodes(written.path)
-        more |= {"seconds": spent[0], "CPU": spent[1], "x weights": (spent[2] - framework) / weights}
+        more |= {"seconds": spent[0], "CPU": spent[1]}
         print("ROW", json.dumps({**row, "format": format, "path": str(written.path), **more}), flush=True)
 
 
@@ -131,15 +132,14 @@ def _options(e: Any, model: Any) -> Any:
     return e.Options(e.input_names(whole), e.output_names(whole))
 
 
-def _watched(exporter: Any, spent: list[float], resident: Any) -> Any:
-    """The exporter, noting seconds, processor seconds and the highest memory of its `write`."""
+def _watched(exporter: Any, spent: list[float]) -> Any:
+    """The exporter, noting seconds and processor seconds of its `write`."""
     import dataclasses
 
     def write(*arguments: Any) -> None:
-        Path("/proc/self/clear_refs").write_text("5")
         start, busy = time.perf_counter(), time.process_time()
         exporter.write(*arguments)
-        spent[:] = [time.perf_counter() - start, time.process_time() - busy, resident("VmHWM")]
+        spent[:] = [time.perf_counter() - start, time.process_time() - busy]
 
     return dataclasses.replace(exporter, write=write)
 
@@ -149,6 +149,29 @@ def _nodes(path: Path) -> dict[str, int]:
 
     kinds = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
     return {"nodes": sum(kinds.values()), "T": kinds["Transpose"]}
+
+
+def save(name: str, size: int | None, folder: Path) -> None:
+    """The model as a .keras file for `memory`."""
+    build(name, size, fresh=True).save(folder / "model.keras")
+
+
+def memory(format: str, folder: Path) -> None:
+    """Load the .keras file and write it; print a row."""
+    from common import keras, np, resident
+
+    e = importlib.import_module("tfprune.export")
+    exporter = importlib.import_module("tfprune.export.registry").find(format)
+    importlib.import_module("tf2onnx")
+    keras.ops.convert_to_numpy(keras.ops.ones(3))
+    framework = resident()
+    model = keras.models.load_model(folder / "model.keras", compile=False)
+    held = resident()
+    Path("/proc/self/clear_refs").write_text("5")
+    exporter.write(model, folder / f"again{exporter.suffix}", _options(e, model))
+    weights = sum(int(np.prod(v.shape)) * 4 for v in model.variables)
+    row = {"x weights": (resident("VmHWM") - framework) / weights, "x loaded": (held - framework) / weights}
+    print("ROW", json.dumps(row), flush=True)
 
 
 def stock(name: str, size: int | None, fresh: bool, folder: Path) -> None:
@@ -228,18 +251,23 @@ def main() -> int:
     parser.add_argument("--formats", nargs="*", default=["onnx"])
     parser.add_argument("--size", type=int, help="height and width of the input")
     parser.add_argument("--stock", action="store_true", help="Keras' own ONNX exporter beside ours")
+    parser.add_argument("--memory", action="store_true", help="measure the memory that writing takes")
     parser.add_argument("--fresh", action="store_true", help="initial weights: tf2onnx's graphs depend on them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of onnxruntime")
     parser.add_argument("--limit", type=float, default=16, help="memory a process may take, GB")
     parser.add_argument("--json", help="write the rows to this file, too")
-    parser.add_argument("--here", choices=("ours", "stock"), help=argparse.SUPPRESS)
+    parser.add_argument("--here", choices=("ours", "stock", "save", "memory"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.here:
         folder = Path(flags.folder)
         if flags.here == "ours":
             ours(flags.models[0], flags.size, flags.fresh, flags.formats, folder)
+        elif flags.here == "save":
+            save(flags.models[0], flags.size, folder)
+        elif flags.here == "memory":
+            memory(flags.formats[0], folder)
         else:
             stock(flags.models[0], flags.size, flags.fresh, folder)
         return 0
@@ -260,6 +288,10 @@ def main() -> int:
             found, wrong = child(["--here", "ours", *common, "--formats", *flags.formats], flags.limit)
             if wrong and not found:
                 found = [{"model": name, "error": wrong}]
+            if flags.memory and "error" not in found[0]:
+                wrong = child(["--here", "save", *common], flags.limit)[1]
+                measured, wrong = child(["--here", "memory", *common, "--formats", flags.formats[0]], flags.limit)
+                found[0] |= measured[0] if measured else {"stock error": f"memory not measured: {wrong}"}
             for row in found:
                 if row.get("format") == "onnx" and "path" in row:
                     paths = [row["path"]]

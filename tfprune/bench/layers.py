@@ -159,14 +159,13 @@ def _work(args: dict[str, Any]) -> tuple[int, str]:
         " -> " + "x".join(map(str, gives[0])) if gives else ""
     )
     op = args.get("op_name", "")
-    if len(takes) < 2 or not gives:
+    if not takes or not gives:
         return 0, text
-    if "ConvTranspose" in op:
-        return int(prod(takes[0]) * prod(takes[1][1:])), text
-    if "Conv" in op:
-        return int(prod(gives[0]) * prod(takes[1][1:])), text
-    if "MatMul" in op or "Gemm" in op:
+    if "MatMul" in op or "Gemm" in op:  # whose weights are packed and no longer listed
         return int(prod(gives[0]) * (takes[0][-1] if takes[0] else 1)), text
+    if "Conv" in op and len(takes) > 1:
+        per_number = takes[0] if "Transpose" in op else gives[0]
+        return int(prod(per_number) * prod(takes[1][1:])), text
     return 0, text
 
 
