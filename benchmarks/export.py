@@ -16,9 +16,9 @@ response       how far the outputs for the two images are apart, the same fracti
 nodes, T       nodes of the ONNX graph, and how many of them are Transposes
 seconds, CPU   for writing, not for reading back: by the clock, and by the processors
 MB             the file
-x weights      with --memory: highest resident memory while a .keras file is loaded and written in the first format, less
-               what TensorFlow takes alone, over the bytes of the weights. In a process of its own: initialisers leave
-               TensorFlow with free memory that it never gives back
+x weights      with --memory: highest resident memory while a .keras file is loaded and written in the first format,
+               less what TensorFlow takes alone, over the bytes of the weights. In a process of its own: initialisers
+               leave TensorFlow with free memory that it never gives back
 x loaded       the same for the loaded model before it is written
 run ms         median of one image in the file's runtime on --threads threads
 stock ...      the same of `model.export(format="onnx")`, in turns with ours: `speed-up` is the median of the ratios of
@@ -55,7 +55,9 @@ def build(name: str, size: int | None, fresh: bool = False) -> Any:
     from common import application, calibrated, keras
 
     keras.utils.set_random_seed(0)
-    if size is None and "NASNet" not in name:
+    if "NASNet" in name:
+        size = None  # it takes no other
+    elif size is None:
         own = getattr(keras.applications, name)(weights=None).inputs[0].shape[1]
         keras.backend.clear_session()
         size = 224 if own and own > 224 else None
