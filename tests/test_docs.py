@@ -107,3 +107,14 @@ def test_sparse_training_as_the_page_has_it():
         exec(compile(block, "sparse_training.md", "exec"), scope)
     assert scope["result"].model.get_layer("second").filters == 8
     assert scope["result"].moved.relative < 1e-2
+
+
+def test_distillation():
+    images = np.random.default_rng(0).random((8, 6, 6, 1))
+    image = keras.Input((6, 6, 1))
+    x = layers.Flatten()(layers.Conv2D(8, 3, activation="relu", name="conv")(image))
+    model = shaken(keras.Model(image, layers.Dense(3, activation="softmax")(x)))
+    scope = {"model": model, "x": images, "y": np.arange(8) % 3}
+    for block in blocks("examples.md"):
+        exec(compile(block, "examples.md", "exec"), scope)
+    assert scope["student"].get_layer("conv").filters == 4 and scope["student"] is scope["distiller"].student

@@ -68,6 +68,18 @@ def test_networks(example, module, function, parameters):
     assert trained(getattr(example(f"models.{module}"), function)()) == parameters
 
 
+@pytest.mark.parametrize(
+    ("module", "function", "settings"),
+    [("vgg", "vgg16_bn", {"width": 0.125}), ("mobilenet_v2", "mobilenet_v2", {"width": 0.2})],
+)
+def test_networks_are_pruned_exactly(example, module, function, settings):
+    model = shaken(getattr(example(f"models.{module}"), function)(**settings))
+    tfprune.soft_prune(model, tfprune.select(model, "l1", ratio=0.5))
+    result = tfprune.strip(model)
+    assert not result.refusals and result.cost_after.macs < 0.5 * result.cost_before.macs
+    assert_same(model, result.model)
+
+
 @pytest.mark.parametrize("ratio", [0.1, 0.5])
 def test_one_layer_step_by_step_and_in_one_line(example, ratio):
     one_layer = example("one_layer")
