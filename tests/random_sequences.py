@@ -109,6 +109,8 @@ class SequenceBuilder(Builder):
     def normalize(self, x):
         channels = self.width(x)
         kind = self.pick("batch", "layer", "rms", "unit", "group", "instance", "positions")
+        if kind == "positions" and keras.backend.backend() == "torch":  # fails in Keras itself
+            kind = "layer"
         self.note(f"{kind} normalization")
         return {
             "batch": lambda: layers.BatchNormalization()(x),

@@ -12,6 +12,7 @@ import tfprune
 from tfprune.channels.facts import prove
 from tfprune.channels.plan import PruningPlan
 
+not_on_torch = pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras on PyTorch computes it wrongly")
 needs_depth_to_space = pytest.mark.skipif(not hasattr(ops, "depth_to_space"), reason="this Keras has none")
 
 
@@ -104,7 +105,7 @@ def test_an_even_split_stays_a_split():
     [
         (lambda x: ops.roll(x, 3, axis=-1), "Take"),
         (lambda x: ops.take(x, [7, 7, 0, 3], axis=-1), "Take"),
-        (lambda x: ops.repeat(x, (1, 2, 1, 0, 3, 1, 1, 1), axis=-1), "Take"),
+        pytest.param(lambda x: ops.repeat(x, (1, 2, 1, 0, 3, 1, 1, 1), axis=-1), "Take", marks=not_on_torch),
         (lambda x: ops.flip(x, axis=-1), "Flip"),
         (lambda x: ops.repeat(x, 2, axis=-1), "Repeat"),
         (lambda x: ops.tile(x, (1, 1, 1, 2)), "Tile"),
@@ -244,7 +245,9 @@ def unread(model: keras.Model, channels: list[int]) -> None:
     model.get_layer("head").kernel.assign(kernel.reshape(288, 3))
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[not_on_torch] * (name == "count_nonzero")) for name in REDUCTIONS]
+)
 def test_constant_channels_leave_a_reduction_over_channels(name):
     """Two channels are 0, and one is 0.7: the number is put together again without them."""
     model = model_of(lambda x: x * ops.sigmoid(REDUCTIONS[name](x)))

@@ -117,7 +117,8 @@ class _Rebuilder:
                 keras.tree.pack_sequence_as(body.outputs_struct, outputs),
                 name=name,
             )
-        result.trainable = model.trainable if not model.trainable else result.trainable
+        if not model.trainable:  # setting it sets it for all layers inside
+            result.trainable = False
         return result
 
     def _sequential(self, name: str, body: Body, tensor: Any) -> keras.Sequential:
