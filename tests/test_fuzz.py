@@ -249,3 +249,22 @@ def test_what_is_constant_behind_a_normalization_reads_nobody():
     stripped = tfprune.strip(model, verify=False).model
     np.testing.assert_allclose(outputs(stripped)[0], outputs(model)[0], rtol=1e-12)
     assert stripped.get_layer("a").filters == 1
+
+
+def constants_by_position(body, width):
+    """Filters of zeros whose biases become another constant at each of four positions."""
+
+    model = model_of(lambda x: body(layers.Reshape((4, 3))(layers.Conv2D(12, 6, name="a")(x))), False)
+    zero_filters(model.get_layer("a"), [1, 4, 7, 10], bias=False)
+    stripped = tfprune.strip(model, verify=False).model
+    assert_same(model, stripped)
+    assert stripped.get_layer("a").filters == width
+
+
+def test_a_constant_that_differs_between_positions_is_no_bias():
+    """It vanished: it is not one number that the bias could take, and counted as foldable."""
+    constants_by_position(layers.Dense(3), width=12)
+
+
+def test_a_constant_that_differs_between_steps_is_no_bias_of_a_recurrent_layer():
+    constants_by_position(lambda x: layers.GRU(3, reset_after=False)(x), width=12)

@@ -211,3 +211,25 @@ class Op:
     def dead(self, facts: Facts) -> dict[Weight, Bools]:
         """Kernel -> which of the labels that it writes have filters of zeros, flat."""
         return {}
+
+
+def unfoldable_constants(op: Op, facts: Facts, folds: bool, axes: tuple[int, ...]) -> dict[int, Bools]:
+    """Which constants an op with a kernel reads and cannot take into its bias.
+
+    Args:
+        op: its first input is what the kernel reads, along `axes`.
+        folds: whether it has, or may have, a bias of its own. One bias serves all positions: a constant that is not the
+            same at all of them cannot be part of it.
+    """
+    value = op.inputs[0]
+    constant = facts.constant[value]
+    kept = np.isfinite(constant) & (constant != 0) & facts.read[value]
+    if folds:
+        others = tuple(axis for axis in range(constant.ndim) if axis not in axes)
+        kept &= (constant != constant.min(axis=others, keepdims=True)).any(axis=others, keepdims=True)
+    if not kept.any():
+        return {}
+    own = Facts(facts.labels, facts.weight, constant=facts.constant, tables=facts.tables)
+    own.read.update({out: facts.read[out] for out in op.outputs})
+    op.backward(own)
+    return {value: kept & own.read.get(value, np.zeros(constant.shape, bool))}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.labels import Indices, Labels, Shape, along, varies
-from tfprune.channels.ops.base import Bools, Facts, Floats, Narrowing, Op, Violation
+from tfprune.channels.ops.base import Bools, Facts, Floats, Narrowing, Op, Violation, unfoldable_constants
 from tfprune.channels.ops.elementwise import Affine, Spatial
 from tfprune.channels.weights import Weight
 
@@ -245,15 +245,7 @@ class Contract(Op):
         self.demand_inputs(facts, needed.ravel())
 
     def unfoldable(self, facts: Facts) -> dict[int, Bools]:
-        value = self.inputs[0]
-        constant = facts.constant[value]
-        suspect = np.isfinite(constant) & (constant != 0) & facts.read[value]
-        if not suspect.any() or (self.folds and not self.pads):
-            return {}
-        own = Facts(facts.labels, facts.weight, constant=facts.constant, tables=facts.tables)
-        own.read[self.output] = facts.read[self.output]
-        self.backward(own)
-        return {value: suspect & own.read[value]}
+        return unfoldable_constants(self, facts, self.folds and not self.pads, self.read_axes)
 
     def why_unfoldable(self, constant: float, writer: str) -> str:
         if self.pads:

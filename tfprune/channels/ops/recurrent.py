@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.labels import Indices, Labels, Shape, along
-from tfprune.channels.ops.base import Bools, Facts, Floats, Narrowing, Op, Violation
+from tfprune.channels.ops.base import Bools, Facts, Floats, Narrowing, Op, Violation, unfoldable_constants
 from tfprune.channels.ops.elementwise import applied
 from tfprune.channels.weights import Weight
 
@@ -182,15 +182,7 @@ class Recurrent(Op):
             facts.demand(mask, np.ones(facts.labels[mask].shape, bool))
 
     def unfoldable(self, facts: Facts) -> dict[int, Bools]:
-        value = self.inputs[0]
-        constant = facts.constant[value]
-        suspect = np.isfinite(constant) & (constant != 0) & facts.read[value]
-        if not suspect.any() or self.folds:
-            return {}
-        own = Facts(facts.labels, facts.weight, constant=facts.constant, tables=facts.tables)
-        own.read.update({out: facts.read[out] for out in self.outputs})
-        self.backward(own)
-        return {value: suspect & own.read.get(value, np.zeros(constant.shape, bool))}
+        return unfoldable_constants(self, facts, self.folds, (self.axis,))
 
     def why_unknown(self) -> str:
         return f"what {self.layer} writes there is not 0 at every step, and is read"
