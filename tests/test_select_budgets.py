@@ -86,6 +86,34 @@ def test_costs_are_counted_as_strip_leaves_them(number):
     assert found == (result.cost_after.parameters, result.cost_after.macs)
 
 
+def test_a_branch_that_is_concatenated_goes_with_what_fed_it():
+    inputs = keras.Input((6, 6, 3))
+    x = conv_bn(inputs, 8, name="stem")
+    branches = [conv_bn(conv_bn(x, 8, name=f"{name}_1"), 8, name=f"{name}_2") for name in ("left", "right")]
+    x = layers.GlobalAveragePooling2D()(layers.Concatenate()(branches))
+    model = shaken(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+    graph = tfprune.trace(model)
+    plan = tfprune.PruningPlan(graph, np.zeros(graph.channels, bool), ("left_2",))
+    result = tfprune.strip(model, plan)
+    costs = CostModel(graph)
+    assert {"left_1", "left_2"} <= set(result.removed_layers)
+    assert costs.parameters(~plan.gone, plan.layers) == result.cost_after.parameters
+    assert costs.macs(~plan.gone, plan.layers) == result.cost_after.macs
+
+
+def test_what_has_to_stay_is_made_up_for_elsewhere():
+    """softplus(0) is not 0 and is read by the normalization: those channels stay, and others go in their place."""
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(32, 3, name="a")(inputs)
+    x = layers.RMSNormalization()(layers.Conv2D(32, 1, activation="softplus", name="b")(x))
+    model = shaken(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = tfprune.select(model, "l2", macs=0.7, round_to=1)
+    result = tfprune.strip(model, plan, verify=False)
+    assert result.refusals and result.model.get_layer("b").filters == 32
+    assert plan.forecast.costs[1].after == result.cost_after.macs
+    assert 0.99 <= left(result)["macs"] / 0.7 <= 1.01
+
+
 @pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
 @pytest.mark.parametrize("asked", [{"params": 0.4}, {"macs": 0.25}, {"params": 0.9, "macs": 0.5}])
 def test_within_one_percent(scope, asked):
@@ -109,6 +137,7 @@ def test_a_grouped_convolution_and_heads_are_counted():
         result = tfprune.strip(model, plan, verify=False)
         assert plan.forecast.costs[0].after == result.cost_after.parameters
         assert plan.forecast.costs[1].after == result.cost_after.macs
+        assert CostModel(plan.graph).macs(~plan.gone) == result.cost_after.macs
 
 
 def test_coarse_steps_are_named():
