@@ -82,7 +82,6 @@ def test_hard_filters_are_held_at_zero_by_every_step_and_constraints_are_given_b
     x, y = data()
     model.get_layer("second").kernel.constraint = own = keras.constraints.MaxNorm(2.0)
     model.fit(x, y, epochs=1, batch_size=8, verbose=0)
-    seen = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(zero_filters(model)))
     model.fit(
         x, y, epochs=2, batch_size=8, verbose=0, callbacks=[tfprune.SoftPruning("l2", ratio=0.5, mode="hard"), watch]
@@ -110,7 +109,6 @@ def test_validation_and_checkpoints_see_the_zeroed_model():
     model = network(keras.optimizers.SGD(0.05, momentum=0.9))
     x, y = data()
     model.fit(x, y, epochs=1, batch_size=8, verbose=0)
-    seen = []
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(zero_filters(model)))
     pruning = tfprune.SoftPruning("l2", ratio=0.5)
 
@@ -141,7 +139,6 @@ def test_every_so_many_steps():
 
 def test_begin_waits():
     model = network()
-    seen = []
     pruning = tfprune.SoftPruning("l2", ratio=0.5, begin=2)
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(pruning.plan is None))
     x, y = data()
@@ -155,6 +152,27 @@ def test_a_converged_ladder_stops_early():
     history = fit(model, pruning, epochs=10)
     assert len(history.history["loss"]) == 2, "one epoch a threshold, for nothing moves"
     assert [report.threshold for report in pruning.monitor.history] == [0.9, 0.5]
+
+
+def test_budgets_follow_a_schedule_of_what_is_left():
+    model = network()
+    pruning = tfprune.SoftPruning("l2", params=[0.9, 0.5], macs=0.9, scope="global", round_to=1)
+    fit(model, pruning, epochs=4, validation_data=data())
+    seen = [record.threshold for record in pruning.monitor.history]
+    assert seen[0] == 0.9 and seen[-1] == 0.5
+    result = tfprune.strip(model)
+    assert 0.45 < result.cost_after.parameters / result.cost_before.parameters <= 0.5
+    assert result.verification.equal
+
+
+def test_a_latency_budget_is_looked_up_in_one_table():
+    def table(widths):
+        return sum(width.read[0] * width.written[0] for width in widths)
+
+    model = network()
+    pruning = tfprune.SoftPruning("l2", latency=0.5, latency_table=table, round_to=1)
+    fit(model, pruning)
+    assert pruning.plan.forecast.costs[-1].after / pruning.plan.forecast.costs[-1].before <= 0.5
 
 
 def test_ratio_zero_changes_nothing():
@@ -179,8 +197,11 @@ def test_a_seed_gives_the_same_result_twice():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either ratio= or thresholds="),
-        ({"ratio": 0.5, "thresholds": 0.5}, "either ratio= or thresholds="),
+        ({}, "either threshold=, ratio="),
+        ({"ratio": 0.5, "thresholds": 0.5}, "either threshold=, ratio="),
+        ({"ratio": 0.5, "macs": 0.5}, "either threshold=, ratio="),
+        ({"macs": [0.8, 0]}, "would leave nothing"),
+        ({"params": 0.5, "scope": "nowhere"}, "scope"),
         ({"ratio": 1.2}, r"\[0, 1\]"),
         ({"ratio": [0.5, 1.0]}, "every channel"),
         ({"ratio": 0.5, "round_to": 0}, "round_to"),

@@ -38,9 +38,10 @@ class Pruning:
         input_ckpt_path: the checkpoint to start from: `.keras`, or `.weights.h5` with a model.
         scope_names: layer-name prefixes or patterns; groups that such layers write are pruned. "" is every layer.
         output_dir: where everything is written.
-        ignore, criterion, round_to, layers, heads: see `tfprune.select`.
+        criterion, round_to, layers, heads: see `tfprune.select`.
         data, loss: for a criterion that needs them, a small sample that can be read again and again: it is measured
             whenever filters are chosen. See docs/criteria.md.
+        options: more arguments of `tfprune.select`: `ignore`, `scope`, `min_width`, `max_ratio`.
         max_failure_rate: a threshold has converged when at most this fraction of filters came back.
         slots: `"reset"` zeroes the optimizer's slots (momentum and the like) of what is zeroed, so that they do not
             bring filters back; `"keep"` leaves them, as the original did.
@@ -78,7 +79,6 @@ class Pruning:
         output_dir: str | os.PathLike = "pruning",
         *,
         input_ckpt_path: str | os.PathLike | None = None,
-        ignore: str | Sequence[str] | None = None,
         criterion: str | Criterion = "redundancy",
         round_to: int = 4,
         layers: bool = False,
@@ -88,6 +88,7 @@ class Pruning:
         max_failure_rate: float = 0.1,
         slots: Literal["keep", "reset"] = "reset",
         log: Callable[[str], None] | None = print,
+        **options: Any,
     ):
         if isinstance(model, str | os.PathLike):
             model, input_ckpt_path = None, model
@@ -98,7 +99,7 @@ class Pruning:
             raise CheckpointError("Pruning needs a model or a checkpoint (input_ckpt_path=)")
         self.model: keras.Model = model
         self.scope_names = [scope_names] if isinstance(scope_names, str) else list(scope_names)
-        self.criterion, self.round_to, self.slots, self.ignore = criterion, round_to, slots, ignore
+        self.criterion, self.round_to, self.slots, self.options = criterion, round_to, slots, options
         self.layers, self.heads, self.data, self.loss = layers, heads, data, loss
         self.monitor = ConvergenceMonitor(max_failure_rate)
         self._log = log or (lambda line: None)
@@ -139,7 +140,7 @@ class Pruning:
         graph = trace(self.model)
         needs_of(self.criterion, self.data)
         Sample.of(self.data).check_again()
-        select(graph, _zeros, ratio=0.0, only=self.scope_names, ignore=self.ignore)
+        select(graph, _zeros, ratio=0.0, only=self.scope_names, **self.options)
         self.scope_conv_dict = {scope: [] for scope in self.scope_names}
         for op in graph.ops:
             if not isinstance(op, Contract | Depthwise):
@@ -180,11 +181,11 @@ class Pruning:
             threshold=self.threshold,
             round_to=self.round_to,
             only=self.scope_names,
-            ignore=self.ignore,
             layers=self.layers,
             heads=self.heads,
             data=self.data,
             loss=self.loss,
+            **self.options,
         )
         self.pruning_filters_dict = {name: list(indices) for name, indices in self.plan.channels.items()}
         path = self.output_dir / "Pruning_Dict" / "pruning_filters.json"

@@ -15,9 +15,10 @@ from tfprune.channels.plan import PruningPlan, zeroable
 from tfprune.criteria import Criterion, Sample, needs_of
 from tfprune.errors import PlanError
 from tfprune.frontend import trace
+from tfprune.latency import LatencyTable
 from tfprune.monitor import ConvergenceMonitor
 from tfprune.schedules import Schedule, as_schedule
-from tfprune.selection import Request, select
+from tfprune.selection import Request, Scope, select
 from tfprune.soft import Zeroing
 
 
@@ -35,13 +36,16 @@ class SoftPruning(keras.callbacks.Callback):
         criterion: see `tfprune.select`.
         ratio: a fraction in [0, 1), a sequence of them, or a schedule from epoch (or step) to one.
         thresholds: the same for thresholds. A sequence is spread evenly over the epochs of `fit`, as a ladder.
+        params, macs, latency: the same for budgets, the fraction of the unpruned model that is LEFT then: 0.5, or
+            `tfprune.schedules.Cosine(1.0, 0.5, length=20)`. Several at once are all met.
         every: `"epoch"`, or a number of steps.
         begin: the first epoch (or step) at which anything is zeroed.
         mode: `"soft"`: filters may come back, and all are chosen anew each time (He et al. 2018). `"hard"`: what was
             zeroed once is held at 0 by the optimizer itself (a constraint on the variable), and the plan only grows.
         slots: `"keep"`: the optimizer's slots stay, so that filters can come back. `"reset"`: the slots of what is
             zeroed are zeroed too; with an optimizer without weight decay nothing comes back then.
-        only, ignore, round_to, layers, heads: see `tfprune.select`.
+        scope, round_to, min_width, max_ratio, only, ignore, layers, heads, latency_table: see `tfprune.select`. A
+            latency table that is not given is measured once, when training begins.
         data, loss: for a criterion that needs them, a small sample that can be read again and again: it is measured
             whenever channels are chosen. See docs/criteria.md.
         max_failure_rate: with `stop_when_converged`, what counts as converged, a fraction in [0, 1].
@@ -55,8 +59,8 @@ class SoftPruning(keras.callbacks.Callback):
         plan: the `PruningPlan` that is zeroed now.
 
     Raises:
-        PlanError: not exactly one of ratio and thresholds, a value out of range, an unknown criterion, mode or policy,
-            a criterion that needs data without any.
+        PlanError: not exactly one of ratio, thresholds and budgets, a value out of range, an unknown criterion, mode
+            or policy, a criterion that needs data without any.
         DataError: data that can be read only once.
 
     >>> import keras, numpy as np, tfprune
@@ -78,15 +82,22 @@ class SoftPruning(keras.callbacks.Callback):
         *,
         ratio: float | Sequence[float] | Schedule | None = None,
         thresholds: float | Sequence[float] | Schedule | None = None,
+        params: float | Sequence[float] | Schedule | None = None,
+        macs: float | Sequence[float] | Schedule | None = None,
+        latency: float | Sequence[float] | Schedule | None = None,
         every: int | Literal["epoch"] = "epoch",
         begin: int = 0,
         mode: Literal["soft", "hard"] = "soft",
         slots: Literal["keep", "reset"] = "keep",
+        scope: Scope = "local",
+        round_to: int = 4,
+        min_width: int = 1,
+        max_ratio: float | None = None,
         only: str | Sequence[str] | None = None,
         ignore: str | Sequence[str] | None = None,
-        round_to: int = 4,
         layers: bool = False,
         heads: bool = False,
+        latency_table: Any = None,
         data: Any = None,
         loss: Any = None,
         max_failure_rate: float = 0.1,
@@ -95,8 +106,6 @@ class SoftPruning(keras.callbacks.Callback):
         tensorboard: str | os.PathLike | None = None,
     ):
         super().__init__()
-        if (ratio is None) == (thresholds is None):
-            raise PlanError(f"give either ratio= or thresholds=, and {ratio=}, {thresholds=} came")
         if mode not in ("soft", "hard"):
             raise PlanError(f"mode is 'soft' or 'hard', and {mode!r} came")
         if slots not in ("keep", "reset"):
@@ -107,21 +116,31 @@ class SoftPruning(keras.callbacks.Callback):
             raise PlanError(f"begin is an epoch or step from 0 on, and {begin} came")
         needs_of(criterion, data)
         Sample.of(data).check_again()
-        self.kind = "ratio" if thresholds is None else "threshold"
-        self.values = ratio if thresholds is None else thresholds
-        as_schedule(self.values, 1, self.kind)  # type: ignore[arg-type]
-        for value in () if callable(self.values) else np.atleast_1d(self.values):  # type: ignore[arg-type]
-            Request.checked(**{self.kind: value}, round_to=round_to)
+        limits: dict[str, Any] = {
+            "scope": scope,
+            "round_to": round_to,
+            "min_width": min_width,
+            "max_ratio": max_ratio,
+        }
+        given = {"ratio": ratio, "threshold": thresholds, "params": params, "macs": macs, "latency": latency}
+        self.scheduled: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        amounts: dict[str, Any] = dict.fromkeys(self.scheduled, 0.5)
+        Request.checked(**amounts, **limits)
+        for name, values in self.scheduled.items():
+            as_schedule(values, 1, name)
+            for value in () if callable(values) else np.atleast_1d(values):
+                Request.checked(**{name: value})
         self.options: dict[str, Any] = {
             "criterion": criterion,
             "only": only,
             "ignore": ignore,
-            "round_to": round_to,
             "layers": layers,
             "heads": heads,
             "data": data,
             "loss": loss,
+            **limits,
         }
+        self.latency_table = latency_table
         self.every, self.begin, self.mode, self.slots = every, begin, mode, slots
         self.stop_when_converged, self.csv, self.tensorboard = stop_when_converged, csv, tensorboard
         self.monitor = ConvergenceMonitor(max_failure_rate)
@@ -131,7 +150,11 @@ class SoftPruning(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._graph: ChannelGraph = trace(self.model)
-        self._schedule = as_schedule(self.values, self._rung(), self.kind)  # type: ignore[arg-type]
+        self._schedules = {
+            name: as_schedule(values, self._rung(values), name) for name, values in self.scheduled.items()
+        }
+        if "latency" in self.scheduled and self.latency_table is None:
+            self.latency_table = LatencyTable.measure(self._graph)
         self._step, self._skipped, self._epoch = 0, 0, 0
         self._zeroing: Zeroing | None = None
         self._masks = _Masks(self.model, self._graph) if self.mode == "hard" else None
@@ -171,20 +194,20 @@ class SoftPruning(keras.callbacks.Callback):
 
     # -- what they do ---------------------------------------------------------------------------------------------
 
-    def _rung(self) -> int:
+    def _rung(self, values: Any) -> int:
         """How many epochs or steps each value of a sequence gets."""
-        if not isinstance(self.values, Sequence):
+        if not isinstance(values, Sequence):
             return 1
         epochs = int(self.params.get("epochs") or 1)
         if self.every == "epoch":
-            return max(1, (epochs - self.begin) // len(self.values))
+            return max(1, (epochs - self.begin) // len(values))
         steps = self.params.get("steps")
         if steps is None:
             raise PlanError(
                 "a sequence over steps needs to know how many there are, and fit does not; "
                 "give steps_per_epoch to fit, every='epoch', or a schedule such as tfprune.schedules.Ladder"
             )
-        return max(1, (epochs * int(steps) - self.begin) // len(self.values))
+        return max(1, (epochs * int(steps) - self.begin) // len(values))
 
     def _end_epoch(self) -> None:
         """Once an epoch, before its validation if it has one."""
@@ -209,10 +232,10 @@ class SoftPruning(keras.callbacks.Callback):
         """With `stop_when_converged`: skip to the next value of the ladder, or stop behind the last."""
         if not (self.stop_when_converged and self.plan is not None and self.monitor.converged):
             return False
-        now = self._value(self._epoch)
+        now = self._amount(self._epoch)
         remaining = range(self._epoch + 1, int(self.params.get("epochs") or 0))
         for upcoming in remaining:
-            if self._value(upcoming) != now:
+            if self._amount(upcoming) != now:
                 self._skipped += upcoming - (self._epoch + 1)
                 return False
         if self._zeroing is not None:
@@ -220,20 +243,23 @@ class SoftPruning(keras.callbacks.Callback):
         self.model.stop_training = True
         return True
 
-    def _value(self, progress: int) -> float:
-        value = float(self._schedule(progress + self._skipped - self.begin))
-        if not 0 <= value <= 1:
-            raise PlanError(f"the schedule gives {self.kind} {value} at {progress}; it must be in [0, 1]")
-        return value
+    def _amount(self, progress: int) -> dict[str, float]:
+        """What is asked of `select` at an epoch or step."""
+        amount = {}
+        for name, schedule in self._schedules.items():
+            amount[name] = float(schedule(progress + self._skipped - self.begin))
+            if not 0 <= amount[name] <= 1:
+                raise PlanError(f"the schedule gives {name} {amount[name]} at {progress}; it must be in [0, 1]")
+        return amount
 
     def _measure(self) -> None:
         if self.plan is not None:
-            value = self._current
+            value = next(iter(self._current.values()))
             self.monitor.measure(self.model, self.plan, epoch=self._epoch, threshold=value)
 
     def _choose(self, progress: int) -> None:
-        self._current = self._value(progress)
-        amount: dict[str, Any] = {self.kind: self._current}
+        self._current = self._amount(progress)
+        amount: dict[str, Any] = {**self._current, "latency_table": self.latency_table}
         plan = select(self._graph, **amount, **self.options)
         if self.mode == "hard" and self.plan is not None:
             layers = tuple(dict.fromkeys((*self.plan.layers, *plan.layers)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,10 +36,10 @@ def _run(options: SimpleNamespace) -> None:
     before = measure("before", model, dataset.x_test, dataset.y_test, _onnx(model, output / "before", options))
     print(f"accuracy before pruning: {before.accuracy:.2%}")
 
-    if options.ratio is None:
+    if options.thresholds is not None:
         model, result = _over_thresholds(model, dataset, options, output)
     else:
-        model, result = _to_ratio(model, dataset, options, output)
+        model, result = _to_amount(model, dataset, options, output)
     with atomic_path(output / "soft_pruned.keras") as path:
         model.save(path)
     soft = measure("soft-pruned", model, dataset.x_test, dataset.y_test)
@@ -55,19 +56,34 @@ def _run(options: SimpleNamespace) -> None:
 def _check(options: SimpleNamespace) -> None:
     """What no single flag can say."""
     datasets.check(options)
-    if options.ratio is not None and options.thresholds is not None:
-        raise UsageError("give either --thresholds or --ratio, not both")
+    amounts = _amounts(options)
+    if amounts and options.thresholds is not None:
+        raise UsageError(f"give either --thresholds or --{next(iter(amounts))}, not both")
+    if "ratio" in amounts and len(amounts) > 1:
+        raise UsageError("give either --ratio or budgets (--params, --macs, --latency), not both")
     if options.schedule is not None:
         _check_schedule(options)
-    if options.ratio is None and options.thresholds is None:
+    if not amounts and options.thresholds is None:
         options.thresholds = (0.8, 0.7, 0.6, 0.55, 0.5)
+
+
+def _amounts(options: SimpleNamespace) -> dict[str, float]:
+    """The ratio or the budgets that were given."""
+    given = {name: getattr(options, name) for name in ("ratio", "params", "macs", "latency")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _selection(options: SimpleNamespace) -> dict[str, Any]:
+    """The flags that are arguments of `tfprune.select`, but for what is asked."""
+    names = ("only", "ignore", "round_to", "scope", "min_width", "max_ratio")
+    return {name: getattr(options, name) for name in names}
 
 
 def _check_schedule(options: SimpleNamespace) -> None:
     from tfprune.schedules import NAMES
 
-    if options.ratio is None:
-        raise UsageError("--schedule is the way to a --ratio; give one as well")
+    if not _amounts(options):
+        raise UsageError("--schedule is the way to a --ratio or a budget; give one as well")
     if options.schedule not in NAMES:
         near = nearest(options.schedule, NAMES)
         raise UsageError(f"there is no schedule {options.schedule!r}; there are {', '.join(NAMES)}{near}")
@@ -81,9 +97,11 @@ def _check_patterns_and_formats(model: Any, options: SimpleNamespace) -> None:
 
     for name in options.formats:
         find(name)
-    amount = {"ratio": options.ratio} if options.ratio is not None else {"threshold": options.thresholds[0]}
+    amounts: dict[str, Any] = _amounts(options) or {"threshold": options.thresholds[0]}
+    amounts.pop("latency", None)  # that is measured later
+    amounts = amounts or {"ratio": 0.0}
     needs_of(options.criterion, data=True)
-    tfprune.select(model, "random", only=options.only, ignore=options.ignore, round_to=options.round_to, **amount)
+    tfprune.select(model, "random", layers=options.layers, heads=options.heads, **amounts, **_selection(options))
 
 
 def _fit(model: Any, dataset: Any, options: SimpleNamespace, title: str, epochs: int, *callbacks: Any) -> None:
@@ -126,17 +144,17 @@ def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output:
     def train(model: Any, directory: Path) -> None:
         _fit(model, dataset, options, directory.name, options.epochs)
 
+    selection = _selection(options)
     pruning = tfprune.Pruning(
         model,
-        options.only or "",
+        selection.pop("only") or "",
         output,
-        ignore=options.ignore,
         criterion=options.criterion,
-        round_to=options.round_to,
         layers=options.layers,
         heads=options.heads,
         data=_sample(dataset, options),
         slots=options.slots or "reset",
+        **selection,
     )
     pruning.run(train, options.thresholds, options.max_failure_rate, options.max_retries)
     print(pruning.monitor)
@@ -144,33 +162,41 @@ def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output:
     return pruning.model, result
 
 
-def _to_ratio(model: Any, dataset: Any, options: SimpleNamespace, output: Path) -> tuple[Any, Any]:
+def _to_amount(model: Any, dataset: Any, options: SimpleNamespace, output: Path) -> tuple[Any, Any]:
     import tfprune
     from tfprune.schedules import named
 
-    # The last epoch is trained at the whole ratio.
-    gradual = options.schedule is not None and options.epochs > 1
+    amounts: dict[str, Any] = _amounts(options)
+    if options.schedule is not None and options.epochs > 1:  # the last epoch is trained at the whole amount
+        for name, value in amounts.items():
+            gone = named(options.schedule, value if name == "ratio" else 1 - value, options.epochs - 1)
+            amounts[name] = gone if name == "ratio" else _left(gone)
     pruning = tfprune.SoftPruning(
         options.criterion,
-        ratio=named(options.schedule, options.ratio, options.epochs - 1) if gradual else options.ratio,
-        only=options.only,
-        ignore=options.ignore,
-        round_to=options.round_to,
         layers=options.layers,
         heads=options.heads,
         data=_sample(dataset, options),
         slots=options.slots or "keep",
         max_failure_rate=options.max_failure_rate,
         csv=output / "failure_rates.csv",
+        **amounts,
+        **_selection(options),
     )
     _fit(model, dataset, options, "soft pruning", options.epochs, pruning)
     if not pruning.plan:
         raise TfpruneError(
-            f"ratio {options.ratio} rounded to {options.round_to} prunes no channel of {model.name!r}; give a larger "
-            f"--ratio or a smaller --round_to"
+            f"{pruning.plan.request if pruning.plan is not None else options.criterion} prunes no channel of "
+            f"{model.name!r}; give a larger --ratio, a smaller budget or a smaller --round_to"
         )
+    if pruning.plan.forecast is not None:
+        print(pruning.plan.forecast)
     print(pruning.monitor)
     return model, tfprune.strip(model)
+
+
+def _left(gone: Callable[[int], float]) -> Callable[[int], float]:
+    """What is left when so much is gone."""
+    return lambda progress: 1 - gone(progress)
 
 
 COMMAND = Command(
@@ -191,7 +217,9 @@ COMMAND = Command(
         *datasets.SOURCE,
         Flag("output_dir", "Where everything goes; created if need be.", "DIR", required=True),
         Flag("train_epochs", "Epochs before pruning; 0 for a model that is trained.", "N", 10, "integer", low=0),
-        Flag("epochs", "Epochs at each threshold and retry, or in all for --ratio.", "N", 3, "integer", low=1),
+        Flag(
+            "epochs", "Epochs at each threshold and retry, or in all for --ratio and budgets.", "N", 3, "integer", low=1
+        ),
         Flag("batch_size", "Samples a step.", "N", 64, "integer", low=1),
         Flag("learning_rate", "Of Adam.", "RATE", 1e-3, "number", low=0),
         Flag(
@@ -205,10 +233,27 @@ COMMAND = Command(
         Flag(
             "ratio", "Prune this fraction of every group's channels instead.", "FRACTION", kind="number", low=0, high=1
         ),
+        Flag("params", "Leave this fraction of the model's parameters.", "FRACTION", kind="number", low=0, high=1),
+        Flag("macs", "Leave this fraction of its multiply-adds.", "FRACTION", kind="number", low=0, high=1),
+        Flag(
+            "latency",
+            "Leave this fraction of its latency, predicted from a table that is measured first (onnxruntime).",
+            "FRACTION",
+            kind="number",
+            low=0,
+            high=1,
+        ),
+        Flag(
+            "scope",
+            "What is ranked together: each group by itself, all of them, or those of one structure.",
+            "local|global|isomorphic",
+            "local",
+            "choice",
+        ),
         Flag(
             "schedule",
-            "How --ratio is reached over the epochs: constant (at once), linear, polynomial, cosine, exponential, "
-            "asymptotic, ladder, rounds or one_shot.",
+            "How --ratio or a budget is reached over the epochs: constant (at once), linear, polynomial, cosine, "
+            "exponential, asymptotic, ladder, rounds or one_shot.",
             "NAME",
         ),
         Flag(
@@ -246,12 +291,14 @@ COMMAND = Command(
         ),
         Flag("ignore", "Leave layers alone whose names begin so or match such patterns.", "LIST", None, "list"),
         Flag("round_to", "The number of channels pruned in a group is a multiple of this.", "N", 4, "integer", low=1),
+        Flag("min_width", "So many channels of a group stay at least.", "N", 1, "integer", low=1),
+        Flag("max_ratio", "At most this fraction of a group goes.", "FRACTION", kind="number", low=0, high=1),
         Flag("layers", "Also prune whole convolutions that the model can live without.", kind="boolean", default=False),
         Flag("heads", "Prune whole attention heads instead of widths inside of them.", kind="boolean", default=False),
         Flag(
             "slots",
             "The optimizer's momentum of what is zeroed: keep it, and channels can come back, or reset it. By default "
-            "reset for thresholds, keep for a ratio.",
+            "reset for thresholds, keep otherwise.",
             "keep|reset",
             None,
             "choice",
