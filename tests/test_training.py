@@ -82,6 +82,7 @@ def test_hard_filters_are_held_at_zero_by_every_step_and_constraints_are_given_b
     x, y = data()
     model.get_layer("second").kernel.constraint = own = keras.constraints.MaxNorm(2.0)
     model.fit(x, y, epochs=1, batch_size=8, verbose=0)
+    seen = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(zero_filters(model)))
     model.fit(
         x, y, epochs=2, batch_size=8, verbose=0, callbacks=[tfprune.SoftPruning("l2", ratio=0.5, mode="hard"), watch]
@@ -109,6 +110,7 @@ def test_validation_and_checkpoints_see_the_zeroed_model():
     model = network(keras.optimizers.SGD(0.05, momentum=0.9))
     x, y = data()
     model.fit(x, y, epochs=1, batch_size=8, verbose=0)
+    seen = []
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(zero_filters(model)))
     pruning = tfprune.SoftPruning("l2", ratio=0.5)
 
@@ -139,6 +141,7 @@ def test_every_so_many_steps():
 
 def test_begin_waits():
     model = network()
+    seen = []
     pruning = tfprune.SoftPruning("l2", ratio=0.5, begin=2)
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(pruning.plan is None))
     x, y = data()
