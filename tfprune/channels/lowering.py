@@ -322,16 +322,17 @@ class Lowering:
         self.ops.append(Permute(self.layer, (value,), (out,), tuple(axes)))
         return out
 
-    def reshape(self, value: int, shape: Shape, blocks: Blocks | None = None) -> int:
+    def reshape(self, value: int, shape: Shape, blocks: Blocks | None = None, tiles: bool = False) -> int:
         """Reshape, the batch axis not counted.
 
         Args:
             blocks: (input axes, output axes) that hold the same positions; by default found from the sizes.
+            tiles: whether axes of unknown size may be merged with channels; see `channels.ops.Reshape`.
         """
         out = self._new_value(shape)
         if blocks is None:
             blocks = reshape_blocks(self.shape(value), shape)
-        self.ops.append(Reshape(self.layer, (value,), (out,), blocks))
+        self.ops.append(Reshape(self.layer, (value,), (out,), blocks, tiles))
         return out
 
     def unsqueeze(self, value: int, size: int | None) -> int:

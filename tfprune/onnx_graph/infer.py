@@ -134,6 +134,18 @@ class Known:
             return [int(value) for value in values.ravel()] if values.size <= _SMALL else None
         return None
 
+    def input_of(self, first: int, second: int) -> tuple[str, int, int] | None:
+        """The input and its axis that have these sizes in the two runs, and how many times; None if none has."""
+        found = None
+        for value in self.model.graph.input:
+            if value.name in self.initializers:
+                continue
+            pairs = zip(*(sizes.get(value.name, ()) for sizes in self.sizes), strict=True)
+            for axis, (a, b) in enumerate(pairs):
+                if a != b and first % a == 0 and first * b == second * a and (found is None or first // a < found[2]):
+                    found = value.name, axis, first // a
+        return found
+
     def per_sample(self, name: str, without: Sequence[int] = ()) -> int:
         """How many positions a tensor has for one sample, some axes not counted; 0 if unknown."""
         counts = []

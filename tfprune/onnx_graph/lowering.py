@@ -343,6 +343,12 @@ def target_of(new: Narrowing, value: int, edit: Edit, index: int, old: Sequence[
         parts.append(edit.name(f"size_{axis}"))
         where = edit.constant(np.array([axis], np.int64), f"axis_{axis}")
         edit.before.append(edit.make("Gather", [before, where], [parts[-1]], axis=0))
+        count, left = new.labels[value].shape[axis], new.kept[value].shape[axis]
+        if left != count:  # so many of each sample's are left
+            for op, number in (("Mul", left), ("Div", count)):
+                parts.append(edit.name(f"size_{axis}"))
+                factor = edit.constant(np.array([number], np.int64), op.lower())
+                edit.before.append(edit.make(op, [parts.pop(-2), factor], [parts[-1]]))
     joined = edit.name("shape")
     edit.before.append(edit.make("Concat", parts, [joined], axis=0))
     edit.put_name(index, joined)

@@ -234,22 +234,18 @@ class _Rebuilder:
             if number is not None:
                 parts.append(edit.constant(np.array([number], np.int64), "size"))
                 continue
-            source, axis = self._input_of_size(a, b)
-            asked, size = edit.name("asked"), edit.name("size")
+            found = self.known.input_of(a, b)
+            assert found is not None, "the tracer lets only such shapes pass"
+            source, axis, times = found
+            asked, once, size = edit.name("asked"), edit.name("once"), edit.name("size")
             where = edit.constant(np.array([axis], np.int64), "axis")
+            factor = edit.constant(np.array([times], np.int64), "times")
             edit.before.append(edit.make("Shape", [source], [asked]))
-            edit.before.append(edit.make("Gather", [asked, where], [size], axis=0))
+            edit.before.append(edit.make("Gather", [asked, where], [once], axis=0))
+            edit.before.append(edit.make("Mul", [once, factor], [size]))
             parts.append(size)
         edit.instead([edit.make("Concat", parts, [out], axis=0)])
         self._finish(edit, node)
-
-    def _input_of_size(self, first: int, second: int) -> tuple[str, int]:
-        for value in self.old.graph.input:
-            sizes = [sizes.get(value.name, ()) for sizes in self.known.sizes]
-            for axis, pair in enumerate(zip(*sizes, strict=True)):
-                if pair == (first, second) and value.name not in self.known.initializers:
-                    return value.name, axis
-        raise TfpruneError("a size that the model asks for is that of no input; please report this model")
 
     # -- the rest -------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from tfprune.onnx_graph.lowering import Variable
 from tfprune.onnx_graph.model import LARGEST, load, weights_in_bytes, write_large
 from tfprune.onnx_graph.trace import nodes_of
 
+_LARGEST = 1 << 30  # numbers of one input
 _TOLERANCE = {onnx.TensorProto.DOUBLE: 1e-12, onnx.TensorProto.FLOAT16: 5e-3, onnx.TensorProto.BFLOAT16: 5e-2}
 
 
@@ -38,6 +40,8 @@ def random_inputs(model: Any, samples: int = 2, seed: int = 0) -> list[NDArray]:
             raise TraceError(f"the input {value.name!r} has no shape; give it one, with names for unknown sizes")
         if (known.shapes[value.name] or ())[:1] == (None,):
             sizes = (samples, *sizes[1:])
+        if math.prod(sizes) > _LARGEST:
+            raise TraceError(f"the input {value.name!r} has shape {sizes}, too large to be run")
         kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         if kind.kind in "iu":
             arrays.append(generator.integers(0, _rows(known, value.name), sizes).astype(kind))
@@ -75,7 +79,11 @@ def run(model: Any, inputs: Sequence[NDArray], weights: Sequence[tuple[Variable,
         model = copy
     fixed = {tensor.name for tensor in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in fixed]
-    results = session(model).run(None, dict(zip(names, inputs, strict=True)))
+    started = session(model)
+    try:
+        results = started.run(None, dict(zip(names, inputs, strict=True)))
+    except Exception as error:
+        raise _failed(error) from error
     return [np.asarray(result) for result in results]
 
 
@@ -101,8 +109,11 @@ def session(model: onnx.ModelProto) -> Any:
             write_large(model, path, "weights")
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise TfpruneError(f"onnxruntime cannot run the model: {text[:400]}") from error
+        raise _failed(error) from error
+
+
+def _failed(error: Exception) -> TfpruneError:
+    return TfpruneError(f"onnxruntime cannot run the model: {' '.join(str(error).split())[:400]}")
 
 
 def tolerance_of(model: Any) -> float:

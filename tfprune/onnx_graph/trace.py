@@ -13,7 +13,7 @@ from tfprune.channels.graph import Call, ChannelGraph
 from tfprune.channels.labels import Shape
 from tfprune.channels.ops import Op, Source
 from tfprune.channels.weights import Weight
-from tfprune.errors import TraceError
+from tfprune.errors import TfpruneError, TraceError
 from tfprune.onnx_graph.infer import Known
 from tfprune.onnx_graph.lowering import Lowering, Refused, Variable, find_rule
 from tfprune.onnx_graph.model import DOMAINS, Node, load, without_weights
@@ -48,25 +48,27 @@ def trace(model: Any) -> ChannelGraph:
     Raises:
         TraceError: it is missing, damaged or quantized, or its graph is not one that ONNX allows.
     """
-    proto = load(model)
-    check(proto)
-    nodes = nodes_of(proto)
     try:
-        known = Known(proto, nodes)
-    except TraceError:
+        proto = load(model)
+        check(proto)
+        return _traced(proto)
+    except TfpruneError:
         raise
-    except Exception as error:  # damaged attributes and types come out as whatever reads them
-        raise TraceError(f"the ONNX model cannot be read: {error}") from error
+    except Exception as error:  # damaged attributes and sizes come out as whatever reads them first
+        raise TraceError(f"the ONNX model cannot be followed: {type(error).__name__}: {error}") from error
+
+
+def _traced(proto: onnx.ModelProto) -> ChannelGraph:
+    nodes = nodes_of(proto)
+    known = Known(proto, nodes)
     tracer = _Tracer(proto, nodes, known)
     inputs = [tracer.input(value) for value in proto.graph.input if value.name not in known.initializers]
     for node in nodes:
         tracer.lower(node)
     outputs = [tracer.value(value.name) for value in proto.graph.output]
     tracer.count_the_rest()
-    body = Body(nodes, known, tracer.values, tracer.lowered)
-    name = proto.graph.name or "model"
     return ChannelGraph(
-        name,
+        proto.graph.name or "model",
         tracer.calls,
         tracer.shapes,
         inputs,
@@ -74,7 +76,7 @@ def trace(model: Any) -> ChannelGraph:
         (),
         proto,
         dict(tracer.variables),
-        body,
+        Body(nodes, known, tracer.values, tracer.lowered),
         lambda variable: variable.numpy(),
         vectors_anywhere=True,
     )
@@ -94,6 +96,9 @@ def check(model: onnx.ModelProto) -> None:
             light.graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             )
+    for value in light.graph.output:  # the checker wants a shape, runtimes do not
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(light)
     except Exception as error:
@@ -134,11 +139,6 @@ class _Tracer:
         self._keys: dict[str, int] = {}
         self.read = {name for node in nodes for name in (*node.inputs, *node.captured)}
         self.read |= {value.name for value in model.graph.output}
-        self.input_sizes = {
-            pair
-            for value in model.graph.input
-            for pair in zip(*(sizes.get(value.name, ()) for sizes in known.sizes), strict=True)
-        }
 
     def new_value(self, shape: Shape) -> int:
         value = len(self.shapes)
@@ -229,7 +229,7 @@ class _Tracer:
         first, second = (np.ravel(part) for part in self.known.data[node.outputs[0]])
         if node.op == "Size":
             return False
-        return all(a == b or (int(a), int(b)) in self.input_sizes for a, b in zip(first, second, strict=True))
+        return all(a == b or self.known.input_of(int(a), int(b)) for a, b in zip(first, second, strict=True))
 
     def count_the_rest(self) -> None:
         """Constants of floats that no rule has called a weight still count as parameters."""

@@ -86,9 +86,9 @@ class Narrowing:
 
     def shape(self, value: int) -> Shape:
         """The value's new shape, without the batch axis."""
-        labels = self.labels[value]
+        labels, kept = self.labels[value], self.kept[value]
         return tuple(
-            old if labels.shape[axis] == 1 and self.kept[value].size else self.kept[value].shape[axis]
+            old if kept.size and (old is None or labels.shape[axis] == 1) else kept.shape[axis]
             for axis, old in enumerate(self.shapes[value])
         )
 

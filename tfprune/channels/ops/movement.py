@@ -319,16 +319,30 @@ class Reshape(Rearrange):
 
     Attributes:
         blocks: (input axes, output axes) that hold the same positions, see `reshape_blocks`.
+        tiles: whether an axis of unknown size may be merged with channels behind it, as a batch with heads. The merged
+            axis has the labels of one sample, over and over.
     """
 
     blocks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    tiles: bool = False
 
     def obstacle(self, labels: Labels, shapes: dict[int, Shape]) -> str | None:
         old, new = shapes[self.inputs[0]], shapes[self.output]
         for inputs, outputs in self._varying(labels.of[self.inputs[0]]):
-            if None in [old[axis] for axis in inputs] + [new[axis] for axis in outputs]:
+            sizes = [old[axis] for axis in inputs], [new[axis] for axis in outputs]
+            if self.tiles and all(map(_unknown_first, sizes)) and self._fits(labels, inputs, sizes):
+                continue
+            if None in sizes[0] + sizes[1]:
                 return f"{self.layer} merges channels with an axis of unknown size"
         return None
+
+    def _fits(self, labels: Labels, inputs: tuple[int, ...], sizes: tuple[list[int | None], list[int | None]]) -> bool:
+        """Whether a block's channels are the known sizes of the output, once or several times."""
+        array = labels.of[self.inputs[0]]
+        own = zip(inputs, sizes[0], strict=True)
+        there = math.prod(array.shape[axis] if size is None else size for axis, size in own)
+        known = math.prod(size for size in sizes[1] if size is not None)
+        return there == known if None not in sizes[1] else there % known == 0
 
     def _varying(self, array: NDArray) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         return [block for block in self.blocks if any(array.shape[axis] > 1 for axis in block[0])]
@@ -336,8 +350,21 @@ class Reshape(Rearrange):
     def label(self, labels: Labels, shapes: dict[int, Shape]) -> None:
         self._full = shapes[self.output]
         self._moved = self._varying(labels.of[self.inputs[0]])
+        if self.tiles:
+            self._full = self._sizes_of_one(labels.of[self.inputs[0]], shapes)
         super().label(labels, shapes)
         self._keep_even(labels, labels.of[self.output])
+
+    def _sizes_of_one(self, array: Indices, shapes: dict[int, Shape]) -> Shape:
+        """The output's sizes for one sample: what is left over of a block's channels is along its unknown axis."""
+        result = list(shapes[self.output])
+        old = shapes[self.inputs[0]]
+        for inputs, outputs in self._moved:
+            unknown = [axis for axis in outputs if result[axis] is None]
+            if unknown:
+                there = math.prod(array.shape[axis] if old[axis] is None else old[axis] or 1 for axis in inputs)
+                result[unknown[-1]] = there // math.prod(result[axis] or 1 for axis in outputs)
+        return tuple(result)
 
     def _keep_even(self, labels: Labels, array: Indices) -> None:
         """Have selection take as many of each group, where one axis becomes groups and channels in them."""
@@ -408,6 +435,11 @@ class Reshape(Rearrange):
             if (lines != lines[0]).any():
                 return None
         return counts
+
+
+def _unknown_first(sizes: list[int | None]) -> bool:
+    unknown = sum(size is None for size in sizes)
+    return None not in sizes[unknown:]
 
 
 def reshape_blocks(old: Shape, new: Shape) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:

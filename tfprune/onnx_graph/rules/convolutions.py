@@ -16,9 +16,15 @@ def pads(lower: Lowering, kernel: tuple[int, ...]) -> bool:
     return says and any(size > 1 for size in kernel)
 
 
-def _constants_only(lower: Lowering) -> Refused | None:
+def _constants_only(lower: Lowering, transposed: bool = False) -> Refused | None:
     if not lower.fixed(1):
         return Refused("its kernel is computed")
+    own, group = lower.constant_shape(1)[:2], int(lower.attribute("group", 1))
+    channels, filters = (own[0], own[1] * group) if transposed else (own[1] * group, own[0])
+    if lower.shape(lower.value(0))[_CHANNELS] not in (None, channels):
+        return Refused(f"its kernel reads {channels} channels, and others come")
+    if lower.has(2) and lower.fixed(2) and lower.constant_shape(2) != (filters,):
+        return Refused("its bias is not as long as it has filters")
     return Refused("its bias is computed") if lower.has(2) and not lower.fixed(2) else None
 
 
@@ -51,7 +57,7 @@ def conv(lower: Lowering) -> Any:
 
 @register_node("ConvTranspose")
 def conv_transpose(lower: Lowering) -> Any:
-    refused = _constants_only(lower)
+    refused = _constants_only(lower, transposed=True)
     if refused is not None:
         return refused
     x, kernel, group = lower.value(0), lower.kernel(1), int(lower.attribute("group", 1))

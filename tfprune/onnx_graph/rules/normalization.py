@@ -15,6 +15,8 @@ def batch_normalization(lower: Lowering) -> Any:
         return Refused("it is in training mode")
     if not all(map(lower.fixed, (1, 2, 3, 4))):
         return Refused("its statistics are computed")
+    if any(lower.constant_shape(index) != (lower.shape(lower.value(0))[1],) for index in (1, 2, 3, 4)):
+        return Refused("its statistics are not as many as its channels")
     epsilon = float(lower.attribute("epsilon", 1e-5))
     parameters = [
         (lower.own(index, label), role)

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from tfprune.channels.lowering import Blocks
-from tfprune.channels.ops import Narrowing
+from tfprune.channels.ops import Narrowing, reshape_blocks
 from tfprune.onnx_graph.lowering import Edit, Lowering, Refused, register_node, target_of
 
 
 @register_node("Reshape")
 def reshape(lower: Lowering) -> int:
-    y = lower.reshape(lower.value(0), lower.output_shape)
+    y = _reshaped(lower)
     old = [int(size) for size in lower.attribute("shape")] if lower.attribute("shape") else None
     if old is None:
         old = lower.known.numbers(lower.node.inputs[1])  # type: ignore[assignment]
@@ -27,7 +27,18 @@ def reshape(lower: Lowering) -> int:
 
 @register_node("Flatten", "Squeeze", "Unsqueeze")
 def flatten(lower: Lowering) -> int:
-    return lower.reshape(lower.value(0), lower.output_shape)
+    return _reshaped(lower)
+
+
+def _reshaped(lower: Lowering) -> int:
+    """What is one block and what another is seen best where every size is a number, as it was in the two runs."""
+    found = [
+        reshape_blocks(sizes[lower.node.inputs[0]], sizes[lower.node.outputs[0]])
+        for sizes in lower.known.sizes
+        if lower.node.inputs[0] in sizes and lower.node.outputs[0] in sizes
+    ]
+    same = len(found) == 2 and found[0] == found[1]
+    return lower.reshape(lower.value(0), lower.output_shape, found[0] if same else None, tiles=True)
 
 
 @register_node("Transpose")
