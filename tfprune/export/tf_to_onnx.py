@@ -9,6 +9,7 @@ What tf2onnx 1.17 gets wrong with Keras 3 and TensorFlow 2.21, and where it is d
 | grouped and some depthwise convolutions (#2099, #2412) | StatefulPartitionedCall | `trace._functions_inlined` |
 | a deep copy of the graph, weights and all, for each pass (#1562) | memory runs out | `trace`, `_open_weights` |
 | exact GELU's Erfc (#2347, #2463) | an invalid file, no exception | `_erfc` |
+| CELU's Expm1 | an invalid file, no exception | `_expm1` |
 | a reduction that drops axes, from opset 18 on | its Transpose stays | `_passes` |
 | a scalar added after a convolution (a like failure: #1729) | all Transposes stay | `_passes` |
 | LayerNormalization in eleven nodes | slow files | `layer_norm` |
@@ -75,7 +76,7 @@ def convert(traced: TracedGraph, options: Options) -> tuple[Any, set[str]]:
                     converted = tfonnx.process_tf_graph(
                         graph,
                         opset=options.opset,
-                        custom_op_handlers={"Erfc": (_erfc, [])},
+                        custom_op_handlers={"Erfc": (_erfc, []), "Expm1": (_expm1, [])},
                         custom_rewriter=[layer_norm.fuse],
                         input_names=inputs,
                         output_names=outputs,
@@ -267,6 +268,19 @@ def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
     else:
         erf = make("Erf", make("Div", negated, constant(np.sqrt(2))))
         make("Add", erf, constant(1), name=name, outputs=[output])
+
+
+def _expm1(context: Any, node: Any, name: str, args: Any) -> None:
+    """exp(x) - 1: ONNX has no Expm1, which CELU is made of."""
+    from tf2onnx import utils
+
+    shape, dtype = context.get_shape(node.output[0]), context.get_dtype(node.output[0])
+    one = context.make_const(utils.make_name("expm1"), np.ones(1, utils.map_onnx_to_numpy_type(dtype)))
+    output, value = node.output[0], node.input[0]
+    context.remove_node(node.name)
+    power = context.make_node("Exp", [value], shapes=[shape], dtypes=[dtype])
+    operands = [power.output[0], one.output[0]]
+    context.make_node("Sub", operands, name=name, outputs=[output], shapes=[shape], dtypes=[dtype])
 
 
 def _negated_over_root_two(node: Any) -> str | None:
