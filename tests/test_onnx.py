@@ -382,3 +382,26 @@ def test_damaged_files_raise_nothing_else(tmp_path, monkeypatch):
     assert not [result for result in results if result.startswith("FAILED")]
     assert {"stripped", "TraceError"} <= set(results)
     sys.modules.pop("onnx_fuzz", None)
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def test_commands_take_onnx_files(tmp_path, capsys):
+    from tfprune.__main__ import main
+
+    path = str(save(small(), tmp_path / "model.onnx"))
+    assert main(["inspect", f"--model={path}"]) == 0
+    assert "Conv_2" in capsys.readouterr().out
+    folder = tmp_path / "pruned"
+    command = ["prune", f"--model={path}", "--criterion=l1", "--round_to=1", f"--output_dir={folder}"]
+    assert main(command) == 2
+    assert "--ratio" in capsys.readouterr().err
+    assert main([*command, "--ratio=0.5"]) == 0
+    assert "equal" in capsys.readouterr().out
+    assert main(["cost", f"--model={path}", f"--after={folder / 'model.onnx'}"]) == 0
+    assert "fewer" in capsys.readouterr().out
+    assert main(["strip", f"--model={folder / 'model.onnx'}", f"--output_dir={tmp_path / 'again'}"]) == 0
+    same = ["verify", f"--model={folder / 'model.onnx'}", f"--other={tmp_path / 'again' / 'model.onnx'}"]
+    assert main(same) == 0
+    assert main(["verify", f"--model={path}", f"--other={folder / 'model.onnx'}"]) == 1

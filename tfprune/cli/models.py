@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 from tfprune.cli.command import Flag
 from tfprune.data import import_function
 from tfprune.errors import CheckpointError, TfpruneError
+from tfprune.files import atomic_path
 
 MODEL = Flag(
     "model",
@@ -29,6 +31,10 @@ CLASSES = Flag(
     "classes", "Classes for a function or a keras.applications model. By default its own.", "N", kind="integer", low=1
 )
 SOURCE = (MODEL, INPUT_SHAPE, CLASSES)
+MODEL_OR_ONNX = dataclasses.replace(
+    MODEL, help=MODEL.help.replace("a .keras file;", "a .keras or .onnx file;"), value="PATH|module:function|NAME"
+)
+SOURCE_OR_ONNX = (MODEL_OR_ONNX, INPUT_SHAPE, CLASSES)
 
 
 def load(spec: str, input_shape: Any = None, classes: int | None = None) -> Any:
@@ -45,6 +51,10 @@ def load(spec: str, input_shape: Any = None, classes: int | None = None) -> Any:
     """
     if spec.endswith((".keras", ".h5", ".hdf5")):
         return load_file(spec)
+    if spec.endswith(".onnx"):
+        from tfprune.onnx_graph.model import load as load_onnx
+
+        return load_onnx(spec)
     shape = _shape(input_shape)
     if ":" in spec:
         return _built(spec, import_function(spec, TfpruneError), shape, classes)
@@ -88,6 +98,19 @@ def _gives_probabilities(model: Any) -> bool:
     if isinstance(last, keras.Model):
         return _gives_probabilities(last)
     return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+
+
+def save(model: Any, folder: Path) -> Path:
+    """Write a model as `model.keras`, or `model.onnx` if it is ONNX; where to."""
+    from tfprune.frontend import is_onnx
+
+    if is_onnx(model):
+        from tfprune.onnx_graph.model import save as save_onnx
+
+        return save_onnx(model, folder / "model.onnx")
+    with atomic_path(folder / "model.keras") as path:
+        model.save(path)
+    return folder / "model.keras"
 
 
 def _shape(text: Any) -> tuple[int, ...] | None:

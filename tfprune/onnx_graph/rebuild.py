@@ -96,6 +96,8 @@ class _Rebuilder:
         same: dict[tuple[str, bytes], str] = {}
         for weight, variable in self.graph.variables.items():
             slots = self.slots.get(weight, [])
+            if any(not self.new.indices[slot.weight, slot.role].size for slot in slots):
+                continue  # nothing is left of the node
             array = self.facts.weight(weight)
             moved = not np.may_share_memory(array, self.known.array(variable.name)) and array.size > 0
             if weight in self.shifts:

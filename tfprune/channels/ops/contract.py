@@ -83,6 +83,9 @@ class Contract(Op):
         return self.positions * sizes(self.kernel)
 
     def obstacle(self, labels: Labels, shapes: dict[int, Shape]) -> str | None:
+        for axis, size in zip(self.read_axes, self._read_sizes(), strict=True):
+            if labels.of[self.inputs[0]].shape[axis] not in (1, size):
+                return f"{self.layer} reads {size} channels, and {labels.of[self.inputs[0]].shape[axis]} come"
         if len(self._heads(labels)) > 1 or (self._heads(labels) and len(self.read) != len(self.write)):
             return f"{self.layer} has kernels of their own along several axes that hold channels"
         if self._heads(labels) and self.shared:

@@ -27,8 +27,8 @@ COMMAND = Command(
     ),
     example="tfprune cost --model=big.keras --after=small.keras",
     flags=(
-        *models.SOURCE,
-        Flag("after", "A second model, such as the stripped one: print both, layer by layer.", "PATH.keras"),
+        *models.SOURCE_OR_ONNX,
+        Flag("after", "A second model, such as the stripped one: print both, layer by layer.", "PATH"),
     ),
     run=_run,
 )

@@ -22,6 +22,6 @@ COMMAND = Command(
         "its width, the layers that write and read it, and whether it can be pruned, or the reason why not."
     ),
     example="tfprune inspect --model=MobileNetV2",
-    flags=models.SOURCE,
+    flags=models.SOURCE_OR_ONNX,
     run=_run,
 )

@@ -21,6 +21,8 @@ def _run(options: SimpleNamespace) -> None:
     from tfprune.report.stages import RunReport, measure
 
     output = output_directory(options.output_dir)
+    if options.model.endswith(".onnx"):
+        return _once(options, output)
     keras.utils.set_random_seed(options.seed)
     dataset = datasets.load(options)
     print(dataset)
@@ -53,6 +55,20 @@ def _run(options: SimpleNamespace) -> None:
     print(f"{report}\nwrote {report.to_json(output / 'results.json')}")
 
 
+def _once(options: SimpleNamespace, output: Path) -> None:
+    """An ONNX file is not trained: choose by its weights, remove, write."""
+    import tfprune
+
+    amount: dict[str, Any] = _amounts(options) or {"threshold": options.thresholds[0]}
+    model = models.load(options.model)
+    plan = tfprune.select(
+        model, options.criterion, layers=options.layers, heads=options.heads, **amount, **_selection(options)
+    )
+    print(plan)
+    result = tfprune.strip(model, plan, seed=options.seed)
+    print(f"{result}\nwrote {models.save(result.model, output)}")
+
+
 def _check(options: SimpleNamespace) -> None:
     """What no single flag can say."""
     datasets.check(options)
@@ -63,6 +79,8 @@ def _check(options: SimpleNamespace) -> None:
         raise UsageError("give either --ratio or budgets (--params, --macs, --latency), not both")
     if options.schedule is not None:
         _check_schedule(options)
+    if options.model.endswith(".onnx") and not amounts and len(options.thresholds or ()) != 1:
+        raise UsageError("an .onnx file is not trained, but pruned once: give --ratio, a budget or one of --thresholds")
     if not amounts and options.thresholds is None:
         options.thresholds = (0.8, 0.7, 0.6, 0.55, 0.5)
 
@@ -206,14 +224,15 @@ COMMAND = Command(
         "Trains the model (Adam, cross-entropy), zeroes redundant channels and trains on, threshold after threshold, "
         "until few enough come back; strips what is zero, exports the result and compares accuracy, parameters, MACs, "
         "file size and latency with the model before. For a training loop of your own use tfprune.Pruning or "
-        "tfprune.SoftPruning from Python."
+        "tfprune.SoftPruning from Python. An .onnx file is not trained: it is pruned once, by its weights, and --ratio, a "
+        "budget or one threshold says how much."
     ),
     example=(
         "tfprune prune --model=MobileNetV2 --dataset=cifar10.npz --train_epochs=20 --output_dir=runs/cifar10\n"
         "tfprune prune --model=my_models:small --dataset=digits --ratio=0.5 --epochs=10 --output_dir=runs/digits"
     ),
     flags=(
-        models.MODEL,
+        models.MODEL_OR_ONNX,
         *datasets.SOURCE,
         Flag("output_dir", "Where everything goes; created if need be.", "DIR", required=True),
         Flag("train_epochs", "Epochs before pruning; 0 for a model that is trained.", "N", 10, "integer", low=0),

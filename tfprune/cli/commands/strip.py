@@ -12,14 +12,13 @@ from tfprune.errors import CheckpointError
 
 def _run(options: SimpleNamespace) -> None:
     import tfprune
-    from tfprune.files import atomic_path, output_directory
+    from tfprune.files import output_directory
 
-    output = output_directory(options.output_dir) / "model.keras"
+    folder = output_directory(options.output_dir)
     model = models.load(options.model, options.input_shape, options.classes)
     plan = None if options.plan is None else _plan(options.plan, model)
     result = tfprune.strip(model, plan, verify=options.verify, samples=options.samples, seed=options.seed)
-    with atomic_path(output) as path:
-        result.model.save(path)
+    output = models.save(result.model, folder)
     print(result)
     print(f"wrote {output}")
 
@@ -44,8 +43,13 @@ COMMAND = Command(
     ),
     example="tfprune strip --model=soft_pruned.keras --output_dir=stripped",
     flags=(
-        *models.SOURCE,
-        Flag("output_dir", "Where the stripped model goes, as model.keras; created if need be.", "DIR", required=True),
+        *models.SOURCE_OR_ONNX,
+        Flag(
+            "output_dir",
+            "Where the stripped model goes, as model.keras or model.onnx; created if need be.",
+            "DIR",
+            required=True,
+        ),
         Flag(
             "plan",
             "Remove exactly what this plan names, zero or not. By default all that is provably removable.",

@@ -9,6 +9,7 @@ from typing import Any
 from tfprune.cli import models
 from tfprune.cli.command import Command, Flag
 from tfprune.errors import CheckpointError
+from tfprune.frontend import is_onnx
 
 
 def _run(options: SimpleNamespace) -> int:
@@ -24,6 +25,10 @@ def _run(options: SimpleNamespace) -> int:
 def _other(path: str, model: Any) -> Any:
     """A Keras model, or for another format a function from inputs to outputs in that format's own runtime."""
     suffix = Path(path).suffix
+    if is_onnx(model):
+        if suffix != ".onnx":
+            raise CheckpointError(f"an .onnx file is compared with another, and {path!r} came")
+        return models.load(path)
     if suffix in (".keras", ".h5", ".hdf5"):
         return models.load_file(path)
     from tfprune.export.names import functional, input_names, output_names
@@ -50,7 +55,7 @@ COMMAND = Command(
     ),
     example="tfprune verify --model=soft_pruned.keras --other=exported/net.onnx",
     flags=(
-        *models.SOURCE,
+        *models.SOURCE_OR_ONNX,
         Flag("other", "What to compare it with.", "PATH", required=True),
         Flag(
             "tolerance",
