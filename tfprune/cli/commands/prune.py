@@ -224,7 +224,7 @@ COMMAND = Command(
         "Trains the model (Adam, cross-entropy), zeroes redundant channels and trains on, threshold after threshold, "
         "until few enough come back; strips what is zero, exports the result and compares accuracy, parameters, MACs, "
         "file size and latency with the model before. For a training loop of your own use tfprune.Pruning or "
-        "tfprune.SoftPruning from Python. An .onnx file is not trained: it is pruned once, by its weights, and --ratio, a "
+        "tfprune.SoftPruning from Python. An .onnx file is not trained: it is pruned once by its weights; --ratio, a "
         "budget or one threshold says how much."
     ),
     example=(
