@@ -762,6 +762,19 @@ def test_a_shared_layer_counts_all_its_calls():
     np.testing.assert_allclose(got["stem"], (stem + (a + b) / 2) / 2, rtol=1e-5)
 
 
+def test_cells_inside_of_cells_have_no_feature_map():
+    cells = [layers.LSTMCell(5, name="inner"), layers.LSTMCell(4, name="outer")]
+    inputs = keras.Input((5, 6))
+    model = shaken(keras.Model(inputs, layers.Dense(3)(layers.RNN(cells, name="stack")(inputs))))
+    x, y = sample_of(model)
+    graph = tfprune.trace(model)
+    for name in ("taylor", "activation", "kmeans_taylor"):
+        scores = score(graph, name, data=(x, y), loss=CROSSENTROPY)
+        assert [reason.partition("needs ")[2][:13] for reason in scores.refused.values()] == ["a feature map"]
+        assert len(scores) == 1
+    assert len(score(graph, "hessian", data=(x, y), loss=CROSSENTROPY)) == 2
+
+
 def test_heads_are_scored_by_what_is_inside():
     model = shaken(attention_net())
     graph = tfprune.trace(model)
@@ -863,6 +876,7 @@ def test_data_that_is_missing_or_ends_is_told_at_once(tmp_path):
         ("taylor", {}, PlanError, "taylor needs a data sample"),
         (Taylor(), {"data": []}, DataError, "holds no samples"),
         ("taylor", {"data": (np.zeros((0, 6, 6, 3)), np.zeros(0))}, DataError, "holds no samples"),
+        ("activation", {"data": [(np.zeros((0, 6, 6, 3)), np.zeros(0))]}, DataError, "holds no samples"),
         ("activation", {"data": iter([])}, DataError, "a generator can be read only once"),
         ("taylor", {"data": np.zeros((4, 6, 6, 3))}, DataError, "need labels"),
         ("taylor", {"data": (np.zeros((4, 6, 6, 3)), np.zeros(4))}, DataError, "need a loss"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfprune.criteria.base import GroupView, register_criterion
 from tfprune.criteria.features import At, Feature
-from tfprune.criteria.group import GroupCriterion
+from tfprune.criteria.group import FEATURE_MAP, GroupCriterion
 
 
 def magnitude(z: Any, gradient: Any, mean: Any) -> Any:
@@ -38,6 +38,8 @@ class Activation(GroupCriterion):
     """
 
     at: At = "activation"
+
+    wants: ClassVar[str] = FEATURE_MAP
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,8 @@ Normalize = Literal["none", "mean", "max", "sum", "standard", "width"]
 
 #: What a channel's kernels are: those that write it, carry it and read it.
 KERNELS = ("write", "depthwise", "read")
+#: What criteria want that look at feature maps.
+FEATURE_MAP = "a feature map, and what runs inside of a recurrent layer's loop has none of its own"
 ROLES = (*KERNELS, "bias", "scale", "shift")
 
 
@@ -88,7 +90,7 @@ class GroupCriterion:
     #: Scores are fractions that mean the same in every group.
     fractions: ClassVar[bool] = False
     #: What it takes to score a group at all.
-    wants: ClassVar[str] = "a layer whose weights write the channels"
+    wants: ClassVar[str] = "a layer whose weights write the channels, and the group has none"
 
     def __post_init__(self) -> None:
         for name, known in (("members", get_args(Combine)), ("normalize", get_args(Normalize))):
@@ -107,7 +109,7 @@ class GroupCriterion:
     def __call__(self, view: GroupView) -> NDArray[np.float64]:
         parts = self.parts(view)
         if not parts:
-            raise Unscored(f"{type(self).__name__} needs {self.wants}, and the group has none")
+            raise Unscored(f"{type(self).__name__} needs {self.wants}")
         return normalized(self.finished(combined(parts, self.members)), self.normalize)
 
     def parts(self, view: GroupView) -> list[NDArray]:

@@ -26,7 +26,7 @@ class BNScale(WeightCriterion):
 
     roles: tuple[str, ...] = ("scale",)
 
-    wants: ClassVar[str] = "a normalization layer with a scale (gamma)"
+    wants: ClassVar[str] = "a normalization layer with a scale (gamma), and the group has none"
 
     def of(self, view: GroupView, member: Member) -> NDArray:
         return view.sums(member, np.abs)

@@ -7,7 +7,7 @@ on feature maps; Molchanov et al., "Importance Estimation for Neural Network Pru
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from keras import ops
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tfprune.channels.graph import Member
 from tfprune.criteria.base import GroupView, register_criterion
 from tfprune.criteria.features import At, Feature, Gradient
-from tfprune.criteria.group import Combine, GroupCriterion, WeightCriterion, one_of
+from tfprune.criteria.group import FEATURE_MAP, Combine, GroupCriterion, WeightCriterion, one_of
 
 
 def products(z: Any, gradient: Any, mean: Any) -> Any:
@@ -45,6 +45,8 @@ class Taylor(GroupCriterion):
 
     at: At = "output"
     average: Literal["absolute", "signed"] = "absolute"
+
+    wants: ClassVar[str] = FEATURE_MAP
 
     def __post_init__(self) -> None:
         super().__post_init__()
