@@ -198,11 +198,32 @@ def test_frozen_layers_have_no_slots():
     assert np.array_equal(before, numbers(result.model.get_layer("a1").kernel))
 
 
-def test_a_metric_that_cannot_be_made_again_is_named():
-    class Odd(keras.metrics.MeanMetricWrapper):
-        def __init__(self, needed):
-            super().__init__(keras.losses.mean_squared_error, name="odd")
+class Odd(keras.metrics.MeanMetricWrapper):
+    """Its settings do not make it again."""
 
-    model, *_ = trained(residual_net, "sgd", metrics=[Odd(3)])
+    def __init__(self, needed):
+        super().__init__(keras.losses.mean_squared_error, name="odd")
+
+
+@pytest.mark.parametrize("metrics", [[Odd(3)], ["mae", Odd(3)], {"head": [Odd(3), "mae"]}, {"head": Odd(3)}])
+def test_a_metric_that_cannot_be_made_again_is_named_and_training_goes_on(metrics):
+    model, x, y = trained(residual_net, "sgd", metrics=metrics)
     result = stripped_after(model)[1]
     assert any("metric odd" in note for note in result.notes)
+    logs = result.model.train_on_batch(x, y, return_dict=True)
+    assert "odd" not in logs and ("mae" in logs) == ("mae" in str(metrics))
+
+
+def test_metrics_of_several_outputs_keep_their_places():
+    def build():
+        image = keras.Input((4,))
+        x = layers.Dense(8, activation="relu", name="inner")(image)
+        return keras.Model(image, [layers.Dense(2, name=name)(x) for name in ("first", "second")])
+
+    model = shaken(build())
+    model.compile("sgd", ["mse", "mse"], metrics=[Odd(3), "mae"], jit_compile=False, run_eagerly=True)
+    x, y = np.ones((4, 4)), [np.zeros((4, 2)), np.zeros((4, 2))]
+    model.train_on_batch(x, y)
+    result = stripped_after(model)[1]
+    logs = result.model.train_on_batch(x, y, return_dict=True)
+    assert "second_mae" in logs and not any("odd" in name or name == "first_mae" for name in logs)

@@ -175,6 +175,8 @@ def test_metrics(model, data):
     loss = sweep(model, data, mode="full", metric="loss")
     assert loss.better == "lower"
     assert loss.drops(loss.together) == tuple(value - loss.baseline for value in loss.together.values)
+    first = compiled(shaken(chain()), metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2, name="top"), "accuracy"])
+    assert sweep(first, data, mode="full").metric == "top"
     only_loss = compiled(shaken(chain()), metrics=())
     assert sweep(only_loss, data, mode="full").metric == "loss"
 
@@ -185,6 +187,56 @@ def test_metrics(model, data):
     assert (result.metric, result.better) == ("spread", "higher")
     assert result.baseline == pytest.approx(spread(model, data), rel=1e-5)
     assert result.apart < 1e-5 < result.baseline - result.together.values[-1]
+
+
+def test_several_outputs():
+    image = keras.Input((8, 8, 3))
+    x = layers.Flatten()(conv_bn(image, 8, name="conv"))
+    outputs = {"kind": layers.Dense(3, name="kind")(x), "size": layers.Dense(1, name="size")(x)}
+    model = shaken(keras.Model(image, outputs))
+    losses = {"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "size": "mse"}
+    model.compile("adam", losses, metrics={"kind": ["accuracy"], "size": ["mae"]}, jit_compile=False)
+    x = np.random.default_rng(0).standard_normal((16, 8, 8, 3))
+    y = {"kind": np.arange(16) % 3, "size": np.arange(16.0)}
+    expected = model.evaluate(x, y, verbose=0, return_dict=True)
+    for metric, better in (
+        ("kind_accuracy", "higher"),
+        ("size_mae", "lower"),
+        ("size_loss", "lower"),
+        ("loss", "lower"),
+    ):
+        result = sweep(model, (x, y), ratios=(0.5,), metric=metric, mode="full", remove=True)
+        assert (result.metric, result.better) == (metric, better)
+        assert result.baseline == pytest.approx(expected[metric], rel=1e-5)
+        np.testing.assert_allclose(result.together.removed, result.together.values, rtol=1e-5)
+    assert sweep(model, (x, y), mode="full").metric == "kind_accuracy"
+
+
+def test_metrics_that_nobody_knows(data):
+    class Odd(keras.metrics.Mean):
+        def __init__(self, share, name="odd"):
+            super().__init__(name=name)
+            self._direction = None
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            return super().update_state(keras.ops.mean(y_pred))
+
+    model = compiled(shaken(chain()), metrics=[Odd(0.5)])
+    with pytest.raises(PlanError, match="odd is not carried over"):  # its config has no share
+        sweep(model, data)
+    assert sweep(model, data, mode="full", metric="loss").metric == "loss"
+
+    class Plain(Odd):
+        def __init__(self, name="plain"):
+            super().__init__(1, name)
+
+        def get_config(self):
+            return {"name": self.name}
+
+    model = compiled(shaken(chain()), metrics=[Plain()])
+    with pytest.raises(PlanError, match="higher or a lower plain is better"):
+        sweep(model, data)
+    assert sweep(model, data, mode="full", better="lower").better == "lower"
 
 
 def swept(values, better="higher", baseline=0.9):

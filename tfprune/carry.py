@@ -49,7 +49,7 @@ def compile_as(model: keras.Model, other: keras.Model, optimizer: Any) -> list[s
     notes: list[str] = []
     settings = compile_settings(model)
     for name in ("metrics", "weighted_metrics"):
-        settings[name] = _anew(settings.get(name), notes)
+        settings[name] = _anew(settings.get(name), notes, several=len(other.outputs) > 1)
     # A loss scale was added by the first compile, if one was wanted.
     other.compile(**{**settings, "optimizer": optimizer}, auto_scale_loss=False)
     return notes
@@ -67,12 +67,13 @@ def _made_again(optimizer: Any) -> Any:
     return type(optimizer).from_config(config)
 
 
-def _anew(metrics: Any, notes: list[str]) -> Any:
-    """The same metrics without what they have counted."""
+def _anew(metrics: Any, notes: list[str], several: bool = False) -> Any:
+    """The same metrics without what they have counted; in a list for several outputs each keeps its place."""
     if isinstance(metrics, dict):
-        return {name: _anew(value, notes) for name, value in metrics.items()}
+        return {name: made for name, value in metrics.items() if (made := _anew(value, notes)) is not None}
     if isinstance(metrics, list | tuple):
-        return [_anew(value, notes) for value in metrics]
+        made = [_anew(value, notes) for value in metrics]
+        return made if several else [metric for metric in made if metric is not None]
     if not isinstance(metrics, keras.metrics.Metric):
         return metrics
     try:
@@ -93,6 +94,8 @@ def _carried(old: Any, new: Any, rebuilt: Rebuilt) -> Iterator[str]:
         if isinstance(value, keras.Variable) and isinstance(other, keras.Variable):
             other.assign(value)
         if not isinstance(value, list) or name in ("_variables", "_trainable_variables") or len(value) != len(place):
+            continue
+        if not all(slot is None or isinstance(slot, keras.Variable) for slot in value):  # Keras' own bookkeeping
             continue
         for variable, slot in zip(new._trainable_variables, other or (), strict=False):
             before = origin.get(id(variable))

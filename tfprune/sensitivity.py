@@ -486,27 +486,39 @@ def _check_data(data: Any, needs_labels: bool) -> None:
 
 
 def _metric_name(found: dict[str, Any], wanted: Any, model: keras.Model) -> str:
+    """The metric that is measured: the wanted one, or the one that was compiled first."""
     if wanted is None:
-        losses = {"loss", *(f"{name}_loss" for name in getattr(model, "output_names", ()))}
-        return next((name for name in found if name not in losses), "loss")
+        named = (name for metric in _compiled(model) for name in found if _is(name, metric))
+        return next((name for name in named if not _is_loss(name)), "loss")
     if wanted not in found:
-        raise PlanError(
-            f"{model.name} has no metric {wanted!r}{nearest(wanted, list(found))}; it has {', '.join(found)}"
-        )
+        raise PlanError(f"{model.name} has no metric {wanted!r}{nearest(wanted, found)}; it has {', '.join(found)}")
     return wanted
 
 
 def _direction(model: keras.Model, name: str) -> Better:
     """Which way a compiled metric is better, from what Keras itself goes by in its callbacks."""
-    if name == "loss" or name.endswith("_loss"):
+    if _is_loss(name):
         return "lower"
-    metrics = [one for metric in model.metrics for one in getattr(metric, "metrics", None) or [metric]]
-    for metric in metrics:
-        if name == metric.name or name.endswith(f"_{metric.name}"):
-            direction = getattr(metric, "_direction", None)
-            if direction is not None:
-                return "higher" if direction == "up" else "lower"
+    alike = [metric for metric in _compiled(model) if _is(name, metric)]
+    for metric in sorted(alike, key=lambda metric: metric.name != name):
+        direction = getattr(metric, "_direction", None)
+        if direction is not None:
+            return "higher" if direction == "up" else "lower"
     raise PlanError(f"nobody knows whether a higher or a lower {name} is better; give better='higher' or 'lower'")
+
+
+def _compiled(model: keras.Model) -> list[keras.metrics.Metric]:
+    """A compiled model's metrics, in the order in which they were given."""
+    return [one for metric in model.metrics for one in getattr(metric, "metrics", None) or [metric]]
+
+
+def _is(name: str, metric: keras.metrics.Metric) -> bool:
+    """Whether `evaluate` calls a metric so: with several outputs, the output's name comes first."""
+    return name == metric.name or name.endswith(f"_{metric.name}")
+
+
+def _is_loss(name: str) -> bool:
+    return name == "loss" or name.endswith("_loss")
 
 
 @contextlib.contextmanager
