@@ -46,6 +46,7 @@ FLOW = (
         "soft",
         "monitor",
         "strip",
+        "remove_layers",
         "verify",
         "cost",
         "carry",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tfprune.keras_graph.lowering import register_rule
     from tfprune.monitor import ConvergenceMonitor
     from tfprune.pruning import Pruning
+    from tfprune.remove_layers import remove_layers
     from tfprune.selection import select
     from tfprune.sensitivity import sensitivity
     from tfprune.soft import soft_prune
@@ -38,6 +39,7 @@ _HOMES = {
     "cost": "cost",
     "export": "export",
     "register_rule": "keras_graph.lowering",
+    "remove_layers": "remove_layers",
     "select": "selection",
     "sensitivity": "sensitivity",
     "soft_prune": "soft",
@@ -57,6 +59,7 @@ __all__ = [
     "cost",
     "export",
     "register_rule",
+    "remove_layers",
     "select",
     "sensitivity",
     "soft_prune",
