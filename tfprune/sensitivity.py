@@ -425,16 +425,16 @@ class _Measure:
 
         Raises:
             DataError: the data does not fit the model, or the metric is no number.
-            PlanError: there is no such metric, or nobody knows which way is better.
+            PlanError: there is no such metric, nobody knows which way is better, or a function gives no number.
         """
-        try:
-            if not callable(self.metric):
+        if not callable(self.metric):
+            try:
                 found = self._evaluated(model)
-                self.name = _metric_name(found, self.metric, model)
-            value = self(model)
-        except (ValueError, TypeError, IndexError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{model.name} could not be evaluated on the data: {first}") from error
+            except Exception as error:  # whatever the backend raises
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise DataError(f"{model.name} could not be evaluated on the data: {first}") from error
+            self.name = _metric_name(found, self.metric, model)
+        value = self(model)
         self.better = self._better or ("higher" if callable(self.metric) else _direction(model, self.name))
         if math.isnan(value):
             raise DataError(
@@ -448,7 +448,7 @@ class _Measure:
             return float(self._evaluated(model)[self.name])
         value = self.metric(model, self.data)
         if np.ndim(value) != 0 or not np.isreal(value):
-            raise TypeError(f"metric must give one number, and {value!r} came")
+            raise PlanError(f"metric must be a function that gives one number, and {value!r} came")
         return float(value)
 
     def _evaluated(self, model: keras.Model) -> dict[str, Any]:
@@ -462,27 +462,38 @@ def _arrays(data: Any) -> bool:
 
 def _check_data(data: Any, needs_labels: bool) -> None:
     """Raise `DataError` for data that cannot be swept over; it is not read."""
+    if data is None:
+        raise DataError("data must be given: (x, y) arrays or a data set, as for model.evaluate")
     if hasattr(data, "__next__"):
         raise DataError("data must be readable again and again, and an iterator came; give arrays or a data set")
-    if _arrays(data):
-        if not 2 <= len(data) <= 3:
-            raise DataError(f"data must be (x, y) or (x, y, sample_weight), and {len(data)} parts came")
-        lengths = [len(array) for array in keras.tree.flatten(data) if array is not None]
-        if len(set(lengths)) > 1:
-            raise DataError(f"the arrays of data must have equally many samples, and {lengths} came")
-        empty = not lengths or lengths[0] == 0
-    elif isinstance(data, np.ndarray) and needs_labels:
+    if needs_labels and isinstance(data, np.ndarray):
         raise DataError("data must hold labels: give (x, y), and an array came")
-    else:
-        if data is None:
-            raise DataError("data must be given: (x, y) arrays or a data set, as for model.evaluate")
-        size = getattr(data, "cardinality", None) or getattr(data, "__len__", None)
-        try:
-            empty = size is not None and int(size()) == 0
-        except TypeError:  # a data set that does not know its length
-            empty = False
+    if needs_labels and _arrays(data):
+        _check_arrays(data)
+    size = getattr(data, "cardinality", None) or getattr(data, "__len__", None)
+    try:
+        empty = size is not None and int(size()) == 0
+    except TypeError:  # a data set that does not know its length
+        return
     if empty:
-        raise DataError("data is empty: there is nothing to measure; give at least one batch")
+        raise DataError(_EMPTY)
+
+
+def _check_arrays(data: Sequence[Any]) -> None:
+    if not 2 <= len(data) <= 3:
+        raise DataError(f"data must be (x, y) or (x, y, sample_weight), and {len(data)} parts came")
+    arrays = [array for array in keras.tree.flatten(data) if array is not None]
+    wrong = [array for array in arrays if not np.shape(array)]
+    if wrong:
+        raise DataError(f"data must hold arrays, and {wrong[0]!r} came; make one of a list with numpy.array")
+    lengths = [len(array) for array in arrays]
+    if len(set(lengths)) > 1:
+        raise DataError(f"the arrays of data must have equally many samples, and {lengths} came")
+    if not lengths or lengths[0] == 0:
+        raise DataError(_EMPTY)
+
+
+_EMPTY = "data is empty: there is nothing to measure; give at least one batch"
 
 
 def _metric_name(found: dict[str, Any], wanted: Any, model: keras.Model) -> str:
