@@ -52,6 +52,15 @@ def test_the_rule_is_about_ten_lines():
     assert len(rule.strip().splitlines()) <= 12
 
 
+def test_selection_as_the_page_has_it(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(DOCS.parent))
+    scope: dict = {}
+    for block in blocks("selection.md"):
+        exec(compile(block, "selection.md", "exec"), scope)
+    said = re.search(r"# (at most .*), \.\.\.", (DOCS / "selection.md").read_text())
+    assert said and said.group(1) in capsys.readouterr().out
+
+
 def test_plans_as_the_page_has_them(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(DOCS.parent))
     scope: dict = {}

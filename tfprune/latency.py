@@ -236,7 +236,7 @@ class OnnxClock:
         self._nothing = self._run([("Identity", {})], (1, 1), {})
 
     def __call__(self, width: LayerWidths) -> float:
-        if len(width.kernel) > 2 and "Conv" in width.kind and not width.kind.endswith("LSTM"):
+        if width.window and "Conv" in width.kind and not width.kind.endswith("LSTM"):
             return self._convolution(width)
         # All else is a product of matrices.
         rows = max(1, round(width.positions * width.scale))
@@ -246,9 +246,8 @@ class OnnxClock:
         return self._run([("MatMul", {})], (rows, sides[0]), {"W": (sides[0], sides[1])})
 
     def _convolution(self, width: LayerWidths) -> float:
-        rank = len(width.kernel) - 2
-        inputs, outputs = _spatial(width.inputs, rank), _spatial(width.outputs, rank)
-        kernel = list(width.kernel[:rank])
+        kernel = list(width.window)
+        inputs, outputs = ([size or 1 for size in sizes[-len(kernel) :]] for sizes in (width.inputs, width.outputs))
         groups = width.written[0] if width.depthwise else width.groups[0]
         read = width.written[0] if width.depthwise else width.read[0]
         each = 1 if width.depthwise else max(1, read // groups)
@@ -300,11 +299,6 @@ def _onnx(nodes: Sequence[tuple[str, dict]], shape: tuple[int, ...], sizes: dict
     graph = helper.make_graph([node], "kernel", [value("x", shape=shape)], [value("y", shape=None)], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return model.SerializeToString()
-
-
-def _spatial(shape: tuple[int | None, ...], rank: int) -> list[int]:
-    """The sizes of a feature map without its channels, which are its last axis."""
-    return [size or 1 for size in shape[len(shape) - rank - 1 : -1]]
 
 
 __all__ = ["LatencyTable", "LayerWidths", "OnnxClock", "Times"]

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.ops import Op
-from tfprune.channels.ops.contract import OverPositions
+from tfprune.channels.ops.contract import Contract, Depthwise, OverPositions
 from tfprune.channels.removal import calls_left, written_alone
 from tfprune.channels.weights import Slot, Weight
 
@@ -76,7 +76,8 @@ class LayerWidths:
         kernel: the kernel's shape now.
         read, written: how many channels it would read and write, and how many it does now, as (left, now).
         groups: of a grouped convolution: how many would be left and how many there are; (1, 1) otherwise.
-        inputs, outputs: the tensors' shapes now, without the batch axis.
+        inputs, outputs: the tensors' sizes now along the axes that hold no channels.
+        window: the kernel's sizes along the axes that hold no channels.
         positions: how often the kernel is applied to one sample.
         scale: which fraction of those positions is left: 1 but for kernels over positions, which are applied to each
             channel.
@@ -92,6 +93,7 @@ class LayerWidths:
     groups: tuple[int, int]
     inputs: tuple[int | None, ...]
     outputs: tuple[int | None, ...]
+    window: tuple[int, ...]
     positions: int
     scale: float = 1.0
     depthwise: bool = False
@@ -219,14 +221,28 @@ class CostModel:
             block = int(self._block[number])
             each = (groups[block], len(self._blocks[block])) if block >= 0 else (1, 1)
             scale = counts[spread] / max(1, len(self._rows[spread])) if spread else 1.0
-            shapes = self.graph.shapes
+            source, target, window = self._beside_channels(op, weight)
             found.append(
                 LayerWidths(
                     call.layer, call.kind, weight.name, weight.shape, read, written, each,
-                    shapes[op.inputs[0]], shapes[op.output], int(_times(op, weight)), scale, depthwise,
+                    source, target, window, int(_times(op, weight)), scale, depthwise,
                 )
             )  # fmt: skip
         return found
+
+    def _beside_channels(self, op: Op, weight: Weight) -> tuple[tuple, tuple, tuple[int, ...]]:
+        """The sizes of an op's input, output and kernel along the axes that hold no channels."""
+        source, target = self.graph.shapes[op.inputs[0]], self.graph.shapes[op.output]
+        read: tuple[int, ...] = (len(source) - 1,)
+        write: tuple[int, ...] = (len(target) - 1,)
+        if isinstance(op, Contract):
+            read, write = op.read_axes, op.write_axes
+        elif isinstance(op, Depthwise):
+            read = write = (op.axis,)
+        slots = list(self._slots.get(weight, {}).values())
+        held = {axis for slot in slots for axis in slot.axes} | set(op.axes if isinstance(op, Depthwise) else ())
+        split = slots[0].split if slots else weight.shape
+        return _without(source, read), _without(target, write), _without(split, tuple(held))
 
     def left(self, cut: Collection[str]) -> Left:
         """What is left when the layers in `cut` write 0."""
@@ -262,6 +278,10 @@ class CostModel:
     def before(self) -> tuple[float, float]:
         """(parameters, multiply-adds) of the model as it is."""
         return self.parameters(self._whole), self.macs(self._whole)
+
+
+def _without(sizes: tuple, axes: tuple[int, ...]) -> tuple:
+    return tuple(size for axis, size in enumerate(sizes) if axis not in axes)
 
 
 def _is_part_of(layer: str, called: Collection[str]) -> bool:

@@ -101,7 +101,22 @@ class _Search:
 
     def run(self, refusals: Sequence[Refusal]) -> Choice:
         length = self._shortest(refusals)
-        return self._given_back(self.choice(length), length)
+        best = choice = self._given_back(self.choice(length), length)
+        # One layer may be more than what is still to go: then it stays, and channels go in its place.
+        while self.too_much(choice) < -TOLERANCE and (last := self._last_layer(length)) is not None:
+            self.whole = [(place, layer) for place, layer in self.whole if layer != last]
+            try:
+                length = self._shortest(refusals)
+            except PlanError:
+                break
+            choice = self._given_back(self.choice(length), length)
+            best = max(best, choice, key=self.too_much)
+        return best
+
+    def _last_layer(self, length: int) -> str | None:
+        """The layer that the last step of the ranking takes."""
+        taken = self.choice(length).layers
+        return taken[-1] if taken and len(self.choice(length - 1).layers) < len(taken) else None
 
     def choice(self, length: int) -> Choice:
         """What goes when so much of the ranking does."""
