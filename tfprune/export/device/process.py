@@ -193,6 +193,7 @@ def run_in_turns(
     turns: int,
     warm: int = 3,
     threads: int | None = None,
+    processors: bool = False,
 ) -> np.ndarray:
     """Time several files in one process, in turns, so that what else the machine does falls on all alike.
 
@@ -203,6 +204,8 @@ def run_in_turns(
         turns: how often each is run and timed.
         warm: how often before that.
         threads: how many threads one operator may use.
+        processors: count the processors' time instead of the clock's; with one thread that is what a run takes on a
+            machine that does nothing else.
 
     Returns:
         Seconds, shape (files, turns).
@@ -218,4 +221,5 @@ def run_in_turns(
             names = {"inputs": list(inputs), "outputs": list(outputs)}
             asked.append({"path": str(Path(path).resolve()), "data": str(data), **names})
         request = {"device": str(device.__file__), "files": asked, "turns": turns, "warm": warm, "threads": threads}
+        request["processors"] = processors
         return np.array(process.ask(request)["latencies"])
