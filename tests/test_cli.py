@@ -123,7 +123,7 @@ def test_help_and_mistakes_do_not_import_keras():
         (["prnue"], "did you mean prune?"),
         (["--model=x"], "the command comes first"),
         (["cost", "--modle=x"], "Did you mean: model ?"),
-        (["cost"], "--model=PATH.keras|module:function|NAME must be given"),
+        (["cost"], "--model=PATH|module:function|NAME must be given"),
         (["cost", "--model=x", "y"], "unexpected argument 'y'"),
         (["strip", "--model=x.keras"], "--output_dir=DIR must be given"),
         (["export", "--model=x.keras", "--output_dir=y", "--opset=30"], "opset"),
