@@ -9,7 +9,17 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from models import assert_same, floats, inverted_residual_net, numbers, parameters, residual_net, shaken
+from models import (
+    assert_same,
+    floats,
+    inverted_residual_net,
+    numbers,
+    parameters,
+    residual_net,
+    shaken,
+    without_xla,
+)
+from random_models import Builder
 
 import tfprune
 from tfprune.channels import pieces
@@ -106,6 +116,22 @@ def test_what_a_selected_plan_counts_is_what_strip_removes(make):
     assert parameters(model) - parameters(stripped.model) == plan.parameters + plan.statistics
     trained = [sum(v.size for v in map(numbers, m.trainable_variables)) for m in (model, stripped.model)]
     assert trained[0] - trained[1] == plan.parameters
+
+
+def test_random_models_lose_what_the_plan_counts():
+    counted = 0
+    with floats("float64"), without_xla():
+        for number in range(8):
+            generator = np.random.default_rng(number)
+            model = Builder(lambda n: int(generator.integers(n))).model(4)  # noqa: B023
+            graph = tfprune.trace(model)
+            for group in [group for group in graph.groups if group.prunable and group.width > 2][:1]:
+                plan = graph.plan(group.writers[0], [1])
+                result = tfprune.strip(model, plan, verify=False)
+                if not result.refusals:
+                    assert parameters(model) - parameters(result.model) == plan.parameters + plan.statistics
+                    counted += 1
+    assert counted >= 5
 
 
 def odd_net():

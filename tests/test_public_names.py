@@ -40,6 +40,7 @@ def test_importing_tfprune_imports_no_framework():
 
 
 def test_modules_with_values_of_their_own_need_no_import_statement():
+    assert tfprune.sparse.GroupLasso(0.1).strength == 0.1
     code = "import tfprune; print(tfprune.schedules.Linear(0.0, 0.5, 4)(2))"
     root = Path(tfprune.__file__).parents[1]
     assert (

@@ -263,7 +263,7 @@ class PruningPlan:
             layers = len({part.layer for part in self.parts})
             short = f"{total(self.parts)}, from {layers} layers; plan.details() lists them"
             lines.append(f"\n{self.details()}" if len(self.parts) <= _FEW else short)
-        lines += [f"{layer}: zeroed whole" for layer in self.layers]
+        lines += [f"{layer}: zeroed whole; what only it reads goes with it when stripped" for layer in self.layers]
         lines += [] if self.forecast is None else [str(self.forecast)]
         lines += [str(refusal) for refusal in self.refusals]
         return "\n".join(lines)
