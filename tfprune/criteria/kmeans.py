@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from tfprune.criteria.base import GroupView, Unscored, register_criterion
 from tfprune.criteria.features import Feature
@@ -51,9 +52,7 @@ class Clustered:
             raise PlanError(f"{name}'s variance is a fraction in (0, 1], and {self.variance!r} came")
 
     def __call__(self, view: GroupView) -> NDArray[np.float64]:
-        from threadpoolctl import threadpool_limits  # comes with scikit-learn, which takes a second to import
-
-        # Threads that wait for each other cost more than they save on so few points.
+        # Those of OpenMP, too.
         with threadpool_limits(1):
             points = components(self.filters(view), self.variance)
             clusters, centres = self._clustered(view, points)
