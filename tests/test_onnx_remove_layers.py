@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import models
 import numpy as np
 import onnx
 import pytest
@@ -112,7 +113,7 @@ def test_nothing_and_everything():
             tfprune.remove_layers(model, **settings)
     with pytest.raises(PlanError, match="no convolution 'nothing'"):
         tfprune.remove_layers(model, names=["nothing"])
-    with pytest.raises(TraceError, match="dict came"):
+    with pytest.raises(TraceError, match="dict"):
         tfprune.remove_layers({}, 10)
 
 
@@ -158,3 +159,23 @@ def test_opsets(opset):
     result = tfprune.remove_layers(model, 50, seed=1)
     onnx.checker.check_model(result.model, full_check=True)
     assert run(result.model, random_inputs(model))
+
+
+@pytest.mark.parametrize("percent", [30, 70])
+@pytest.mark.parametrize("build", [models.mini_net, models.residual_net, models.inverted_residual_net])
+def test_keras_models_too(build, percent):
+    model = models.shaken(build())
+    weights = [models.numbers(variable) for variable in model.weights]
+    every = [layer for layer in model.layers if "Conv" in type(layer).__name__]
+    arrays = models.arrays_for(model)
+    for seed in range(3):
+        result = tfprune.remove_layers(model, percent, seed=seed)
+        assert len(result.removed) == int(percent * len(every) / 100)
+        left = [layer.name for layer in result.model.layers if "Conv" in type(layer).__name__]
+        assert sorted(left) == sorted({layer.name for layer in every} - set(result.removed))
+        before, after = models.outputs(model, arrays), models.outputs(result.model, arrays)
+        assert [y.shape for y in before] == [y.shape for y in after]
+        assert not result.removed or result.cost_after.parameters < result.cost_before.parameters
+    assert all(np.array_equal(a, models.numbers(b)) for a, b in zip(weights, model.weights, strict=True))
+    with pytest.raises(PlanError, match="at most"):
+        tfprune.remove_layers(model, 100)

@@ -63,6 +63,11 @@ def rebuild(
     return _home(graph.model, "rebuild").rebuild(graph, facts, new, replacements)
 
 
+def layers_of(model: Any) -> Any:
+    """What finds a model's convolutions, and takes some of them out."""
+    return _home(model, "remove_layers")
+
+
 def _home(model: Any, module: str) -> Any:
     # Imported when used: a user of ONNX need not wait for Keras, nor have the other.
     folder = "onnx_graph" if is_onnx(model) else "keras_graph"

@@ -14,10 +14,10 @@ import numpy as np
 from tfprune.channels.graph import ChannelGraph, ChannelGroup, Member
 from tfprune.channels.ops import Contract, Depthwise, Pad
 from tfprune.channels.plan import PruningPlan
-from tfprune.cost import Cost, compare_table
+from tfprune.cost import Cost, compare_table, cost
 from tfprune.criteria import Criterion, Scorer
-from tfprune.errors import PlanError, TraceError
-from tfprune.frontend import is_onnx, trace
+from tfprune.errors import PlanError
+from tfprune.frontend import layers_of, trace
 from tfprune.strip import strip
 
 
@@ -26,7 +26,7 @@ class RemovalResult:
     """A model without some of its convolutions.
 
     Attributes:
-        model: an `onnx.ModelProto` that passes ONNX's checker and runs.
+        model: an `onnx.ModelProto` that passes ONNX's checker and runs, or a Keras model.
         removed: the names of the convolutions that are gone, in the order in which they went.
         cost_before, cost_after: of the model given and of this one.
         walk: the new model layer by layer: type and shape.
@@ -51,7 +51,7 @@ def remove_layers(
     criterion: str | Criterion | None = None,
     names: Sequence[str] | None = None,
 ) -> RemovalResult:
-    """Take convolutions out of an ONNX model, so that what is left is valid and can be trained.
+    """Take convolutions out of a model, so that what is left is valid and can be trained.
 
     The layers are chosen first and removed one by one. Where one stood, its input goes on: averaged over the same
     windows where the convolution changed the spatial size, with some of its channels where it had fewer, filled up
@@ -59,8 +59,8 @@ def remove_layers(
     and depthwise kernels between them, as far as nothing else is added to them.
 
     Args:
-        model: an `onnx.ModelProto`, or the path of a file. It is not changed.
-        percent: how many of the Conv nodes go, in [0, 100]; rounded down to a whole number of layers.
+        model: an `onnx.ModelProto`, the path of a file, or a Keras model. It is not changed.
+        percent: how many of the convolutions go, in [0, 100]; rounded down to a whole number of layers.
         seed: of the random choice; the same seed chooses the same layers.
         criterion: the layers with the lowest mean score go, instead of random ones.
         names: exactly these go, in this order, instead of a percentage.
@@ -74,27 +74,20 @@ def remove_layers(
 
     Source: deeplite-pruning removes random convolutions of a sequential VGG19.
     """
-    from tfprune.onnx_graph import remove_layers as onnx_layers
-
-    if not is_onnx(model):
-        raise TraceError(
-            f"remove_layers takes an ONNX model, and a {type(model).__name__} came; tfprune.export writes one"
-        )
     graph = trace(model)
-    chosen = _chosen(graph, onnx_layers, percent, seed, criterion, names)
-    from tfprune.cost import cost
-
+    layers = layers_of(graph.model)
+    chosen = _chosen(graph, layers, percent, seed, criterion, names)
     before = cost(graph)
     if not chosen:
-        return RemovalResult(graph.model, (), before, before, onnx_layers.walk(graph))
-    edited, pads = onnx_layers.without(graph, chosen)
-    result = onnx_layers.tidied(strip(edited, _zeros(trace(edited), pads)).model)
+        return RemovalResult(graph.model, (), before, before, layers.walk(graph))
+    edited, pads = layers.without(graph, chosen)
+    result = layers.tidied(strip(edited, _zeros(trace(edited), pads)).model)
     left = trace(result)
     # What nobody reads any more goes too, but no convolution beside those that were chosen.
     bare = strip(result).model
-    if len(onnx_layers.convolutions(trace(bare))) == len(onnx_layers.convolutions(left)):
+    if len(layers.convolutions(trace(bare))) == len(layers.convolutions(left)):
         result, left = bare, trace(bare)
-    return RemovalResult(result, tuple(chosen), before, cost(left), onnx_layers.walk(left))
+    return RemovalResult(result, tuple(chosen), before, cost(left), layers.walk(left))
 
 
 def _chosen(
