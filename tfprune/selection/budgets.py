@@ -38,12 +38,20 @@ class Budget:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A choice, its plan, and what strip would leave of each budget's cost."""
+    """A plan and what strip would leave.
 
-    choice: Choice
+    Attributes:
+        plan: the plan.
+        predicted, actual: each budget's cost, as the search and as strip would find it.
+        parameters, macs: what strip would leave.
+        returned: channel -> why it would have to come back.
+    """
+
     plan: PruningPlan
     predicted: tuple[float, ...]
     actual: tuple[float, ...]
+    parameters: float
+    macs: float
     returned: dict[int, str]
 
     def excess(self, budgets: Sequence[Budget]) -> float:
@@ -189,7 +197,8 @@ def _attempt(
 ) -> Attempt:
     left, keep, cut, returned = what_strip_leaves(plan, model)
     actual = tuple(budget.cost.confirm(plan, left, keep, cut) for budget in budgets)
-    return Attempt(choice, plan, search.predicted(choice), actual, returned)
+    counted = left.parameters(keep, cut), left.macs(keep, cut)
+    return Attempt(plan, search.predicted(choice), actual, *counted, returned)
 
 
 def _better(attempt: Attempt, best: Attempt, budgets: Sequence[Budget]) -> bool:
@@ -201,12 +210,11 @@ def _better(attempt: Attempt, best: Attempt, budgets: Sequence[Budget]) -> bool:
 
 
 def _with_forecast(best: Attempt, ranking: Ranking, model: CostModel, budgets: Sequence[Budget]) -> PruningPlan:
-    left, keep, cut, _ = what_strip_leaves(best.plan, model)
     asked = {budget.cost.name: budget.left for budget in budgets}
     parameters, macs = model.before
     costs = [
-        Expected("parameters", parameters, left.parameters(keep, cut), asked.get("params")),
-        Expected("MACs", macs, left.macs(keep, cut), asked.get("macs")),
+        Expected("parameters", parameters, best.parameters, asked.get("params")),
+        Expected("MACs", macs, best.macs, asked.get("macs")),
     ]
     for budget, actual in zip(budgets, best.actual, strict=True):
         if budget.cost.name not in ("params", "macs"):
