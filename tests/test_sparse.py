@@ -82,6 +82,7 @@ def channel_slices(weights, group):
         },
         "third": lambda c: {"third/kernel": np.s_[..., c], "classes/kernel": np.s_[c::8]},
         "a": lambda c: {"a/kernel": np.s_[..., c::4], "grouped/kernel": np.s_[:, :, c]},
+        "grouped": lambda c: {"grouped/kernel": np.s_[..., c::6], "hidden/kernel": np.s_[c::6]},
         "hidden": lambda c: {"hidden/kernel": np.s_[:, c], "head/kernel": np.s_[c]},
     }[group]
 
@@ -120,6 +121,7 @@ def by_hand(make, group, width, growth, power):
         (residual_net, "stem", 8, 4, 1),
         (mini_net, "third", 8, 4, 1),
         (grouped_net, "a", 4, 4, 1),
+        (grouped_net, "grouped", 6, 4, 1),
         (grouped_net, "hidden", 10, 4, 1),
     ],
 )
