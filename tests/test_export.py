@@ -296,8 +296,9 @@ def test_batch_normalization_folds_into_the_convolution(tmp_path):
     before = sum(isinstance(layer, layers.BatchNormalization) for layer in model.layers)
     found = operators(path)
     assert before == 3 and found["BatchNormalization"] == 0
-    # Add and Mul: hard-swish x * relu6(x + 3) / 6, hard-sigmoid relu6(x + 3) / 6, the gate's product, the shortcut.
-    assert (found["Conv"], found["Add"], found["Mul"]) == (4, 1 + 1 + 1, 2 + 1 + 1)
+    # Add: the shortcut, and hard-swish's + 3 that TensorFlow has put into a normalisation's beta. Mul: hard-swish's
+    # x * hard_sigmoid(x), and the gate's product.
+    assert (found["Conv"], found["Add"], found["Mul"], found["HardSigmoid"]) == (4, 2, 2, 2)
 
 
 def test_dense_on_a_feature_map_computes_no_shapes(tmp_path):
@@ -656,6 +657,28 @@ def test_affine_folding_by_hand():
     assert [n.op_type for n in model.graph.node] == ["Conv"] and model.graph.node[0].output[0] == "y"
     values = {t.name: onnx.numpy_helper.to_array(t).item() for t in model.graph.initializer}
     assert [values[name] for name in model.graph.node[0].input[1:]] == [6.0, 8.0]
+
+
+def test_hard_sigmoid_by_hand():
+    """Clip(x + 3, 0, 6) / 6 is one node, unless the factor or a reader is another."""
+    node = onnx.helper.make_node
+    number = {"three": np.float32(3), "zero": np.float32(0), "six": np.float32(6), "sixth": np.float32(1 / 6)}
+    head = [node("Add", ["x", "three"], ["a"]), node("Clip", ["a", "zero", "six"], ["b"])]
+    for last in (node("Mul", ["sixth", "b"], ["y"]), node("Div", ["b", "six"], ["y"])):
+        model = graph_of([*head, last], number)
+        onnx_passes.fuse_hard_sigmoid(model, onnx_passes.take_constants(model))
+        (fused,) = model.graph.node
+        values = {a.name: a.f for a in fused.attribute}
+        assert (fused.op_type, fused.input[0], fused.output[0]) == ("HardSigmoid", "x", "y")
+        assert values == {"alpha": pytest.approx(1 / 6), "beta": pytest.approx(0.5)}
+    for rest in (
+        [node("Mul", ["b", "six"], ["y"])],
+        [node("Div", ["six", "b"], ["y"])],
+        [node("Mul", ["b", "sixth"], ["c"]), node("Sub", ["c", "b"], ["y"])],
+    ):
+        model = graph_of([*head, *rest], number)
+        onnx_passes.fuse_hard_sigmoid(model, onnx_passes.take_constants(model))
+        assert len(model.graph.node) == 2 + len(rest)
 
 
 def test_affine_folding_leaves_what_it_must():

@@ -50,6 +50,7 @@ def write(model: keras.Model, path: Path, options: Options) -> None:
     onnx_passes.rename_constants(onnx_model, constants, paths)
     onnx_passes.fold_affine(onnx_model, constants)
     onnx_passes.fold_affine_behind(onnx_model, constants)
+    onnx_passes.fuse_hard_sigmoid(onnx_model, constants)
     onnx_passes.keep_zero_padding(onnx_model)
     onnx_passes.put_constants(onnx_model, constants)
     shapes = options.shapes or tuple(tuple(x.shape) for x in model.inputs)

@@ -231,6 +231,57 @@ def _fresh(name: str, taken: Container[str]) -> str:
     return free
 
 
+def fuse_hard_sigmoid(model: Any, constants: Constants) -> None:
+    """Write Clip(x + 3, 0, 6) / 6, and Clip(x, 0, 6) / 6, as one HardSigmoid.
+
+    Cases: the Clip and the sum are read by nobody else, and all numbers are scalars. Three passes over a feature map
+    become one, which a runtime also takes into the convolution before it.
+    """
+    from onnx import helper
+
+    graph = model.graph
+    uses = _uses(graph)
+    nodes = list(graph.node)
+    makers = {node.output[0]: index for index, node in enumerate(nodes) if node.output}
+    gone: set[int] = set()
+    for place, node in enumerate(nodes):
+        found = _number_and_rest(node, constants) if node.op_type in ("Mul", "Div") else None
+        if found is None or uses[found[1]] != 1 or found[1] not in makers:
+            continue
+        factor = found[0] if node.op_type == "Mul" else (1 / found[0] if node.input[1] in constants else 0.0)
+        clip = nodes[makers[found[1]]]
+        bounds = [constants.get(name) for name in clip.input[1:]]
+        if clip.op_type != "Clip" or len(bounds) != 2 or any(bound is None or bound.size != 1 for bound in bounds):
+            continue
+        low, high = (float(bound.item()) for bound in bounds if bound is not None)
+        if low != 0 or high <= 0 or not np.isclose(factor * high, 1, rtol=1e-6):
+            continue
+        gone.add(makers[found[1]])
+        source, shift = clip.input[0], 0.0
+        before = nodes[makers[source]] if source in makers else None
+        summed = _number_and_rest(before, constants) if before is not None and before.op_type == "Add" else None
+        if summed is not None and uses[source] == 1:
+            gone.add(makers[source])
+            shift, source = summed
+        fused = helper.make_node(
+            "HardSigmoid", [source], [node.output[0]], node.name, alpha=factor, beta=shift * factor
+        )
+        nodes[place] = fused
+    if gone:
+        kept = [type(n).FromString(n.SerializeToString()) for index, n in enumerate(nodes) if index not in gone]
+        del graph.node[:]
+        graph.node.extend(kept)
+
+
+def _number_and_rest(node: Any, constants: Constants) -> tuple[float, str] | None:
+    """The scalar that one of two operands is, and the other operand's name."""
+    for constant, other in ((node.input[0], node.input[1]), (node.input[1], node.input[0])):
+        value = constants.get(constant)
+        if value is not None and value.size == 1 and value.dtype.kind == "f" and other not in constants:
+            return float(value.item()), other
+    return None
+
+
 def keep_zero_padding(model: Any) -> None:
     """Say auto_pad=VALID (no padding) on a MaxPool that reads a Pad.
 
