@@ -10,6 +10,7 @@ onnx.save and shape inference of the same file; medians of three, in turns.
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
@@ -95,12 +96,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(name) for name in filter(None, options.files.split(","))]
         print("| model | nodes | parameters, M | MACs, G | difference | time |\n|---|---|---|---|---|---|", flush=True)
+        paths = []
+        for path in filter(None, options.files.split(",")):
+            paths.append(Path(shutil.copy(path, folder)))
+            print(strip_row(paths[-1]), flush=True)
         for name in filter(None, options.models.split(",")):
             paths.append(file_of(name, options.size, Path(folder)))
-        for path in paths:
-            print(strip_row(path), flush=True)
+            print(strip_row(paths[-1]), flush=True)
         for path in paths if options.remove else ():
             print(remove_row(path, [int(p) for p in options.remove.split(",")], options.seeds), flush=True)
 

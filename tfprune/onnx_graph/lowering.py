@@ -243,6 +243,14 @@ class Lowering(Base):
         """The same for an input."""
         return self.known.per_sample(self.node.inputs[index], without)
 
+    def averages(self, index: int) -> bool:
+        """Whether an input's numbers sum to 1 along the last axis: softmax is behind it."""
+        return self.node.inputs[index] in self._tracer.softmaxed
+
+    def note_average(self) -> None:
+        """Say so of the output."""
+        self._tracer.softmaxed.add(self.node.outputs[0])
+
     # -- weights --------------------------------------------------------------------------------------------------
 
     def kernel(self, index: int, label: str = "kernel") -> Variable:

@@ -68,8 +68,8 @@ def dropout(lower: Lowering) -> Any:
 
 
 def _keep_softmax(lower: Lowering) -> None:
-    if lower.node.inputs[0] in lower._tracer.softmaxed:
-        lower._tracer.softmaxed.add(lower.node.outputs[0])
+    if lower.averages(0):
+        lower.note_average()
 
 
 @register_node("Softmax", "LogSoftmax", "Hardmax")
@@ -81,5 +81,5 @@ def softmax(lower: Lowering) -> int:
     # Before opset 13 everything from the axis on was one axis.
     axes = range(axis, rank) if old else (axis,)
     if lower.node.op == "Softmax" and tuple(axes) == (rank - 1,):
-        lower._tracer.softmaxed.add(lower.node.outputs[0])
+        lower.note_average()
     return lower.mix(x, axes)

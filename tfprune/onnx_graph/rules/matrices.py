@@ -56,9 +56,8 @@ def matmul(lower: Lowering) -> Any:
         return Refused("one of its factors is a vector")
     batch = string.ascii_lowercase[: max(ranks) - 2]
     first, second = batch[len(batch) - ranks[0] + 2 :] + "NK", batch[len(batch) - ranks[1] + 2 :] + "KM"
-    averages = lower.node.inputs[0] in lower._tracer.softmaxed
     return lower.product(
-        lower.value(0), lower.value(1), f"{first},{second}->{batch}NM", lower.output_shape, averages=averages
+        lower.value(0), lower.value(1), f"{first},{second}->{batch}NM", lower.output_shape, averages=lower.averages(0)
     )
 
 
