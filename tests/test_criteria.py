@@ -915,6 +915,14 @@ def test_evidence_of_another_criterion_or_graph():
         gather(evidence.graph, [L1()], sample_of(model))
 
 
+def test_a_graph_of_no_keras_model():
+    graph = tfprune.trace(chain())
+    graph.model = object()  # an ONNX model's
+    assert score(graph, "l2")["a"].shape == (12,)
+    with pytest.raises(PlanError, match="taylor needs to run the model, and chain is no Keras model"):
+        score(graph, "taylor", data=(np.zeros((2, 6, 6, 3)), np.zeros(2)), loss=squares)
+
+
 def test_weights_that_are_not_finite():
     model = chain()
     kernel = numbers(model.get_layer("a").kernel)
