@@ -278,7 +278,8 @@ def test_a_groups_own_name_is_not_a_prefix():
 def test_ignored_layers_stay():
     model = shaken(residual_net())
     assert "a1" not in tfprune.select(model, "l1", ratio=0.5, ignore="a").channels
-    assert "stem" not in tfprune.select(model, "l1", ratio=0.5, ignore=["a2"]).channels  # it writes the stream too
+    plan = tfprune.select(model, "l1", ratio=0.5, ignore=["a2"])
+    assert "stem" not in plan.channels and "ignoring a2" in str(plan)  # it writes the stream too
     with pytest.raises(PlanError, match=r"ignore='steam' matches no layer .*did you mean 'stem'"):
         tfprune.select(model, "l1", ratio=0.5, ignore="steam")
 

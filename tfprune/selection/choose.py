@@ -110,7 +110,7 @@ def select(
     graph = model if isinstance(model, ChannelGraph) else trace(model)
     inside = _inside(graph, only, ignore)
     scorer = Scorer(graph, criterion, data=data, loss=loss)
-    named = f"{scorer.name}, {request}"
+    named = f"{scorer.name}, {request}{_where(only, ignore)}"
     groups, refusals = _candidates(graph, inside, heads)
     scores = scorer(groups)
     refusals += [_stays(group, scores.refused[group.name]) for group in groups if group.name in scores.refused]
@@ -141,6 +141,15 @@ def _inside(graph: ChannelGraph, only: Patterns | None, ignore: Patterns | None)
     """Whether a group with these writers is to be pruned."""
     held, ignored = holding_all(graph, only, "only"), holding_any(graph, ignore, "ignore")
     return lambda layers: held(layers) and not ignored(layers)
+
+
+def _where(only: Patterns | None, ignore: Patterns | None) -> str:
+    """What was left out on purpose, in words."""
+    parts = []
+    for name, patterns in (("only", only), ("ignoring", ignore)):
+        listed = [patterns] if isinstance(patterns, str) else list(patterns or ())
+        parts.append(f", {name} {', '.join(listed)}" if any(listed) else "")
+    return "".join(parts)
 
 
 def _candidates(
