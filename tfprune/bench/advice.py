@@ -17,7 +17,7 @@ from tfprune.export.registry import find
 from tfprune.tables import table
 
 #: Rounding widths up is free if it costs at most this part of what it would if time went as the width does.
-FREE = 0.25
+FREE = 0.15
 #: Halving a width is of use if it takes this much of the time away.
 USE = 0.1
 MULTIPLES = (32, 16, 8, 4, 2)
