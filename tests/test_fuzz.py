@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
 from models import assert_same, floats, outputs, parameters, shaken, without_xla, zero_filters, zero_layer
-from random_models import Builder
+from random_models import Builder, flat_layers
 
 import tfprune
 
@@ -268,3 +268,15 @@ def test_a_constant_that_differs_between_positions_is_no_bias():
 
 def test_a_constant_that_differs_between_steps_is_no_bias_of_a_recurrent_layer():
     constants_by_position(lambda x: layers.GRU(3, reset_after=False)(x), width=12)
+
+
+def test_a_nested_model_of_which_nothing_is_left():
+    """It returned its input as it was, which Keras then took for made by itself: rebuilding never ended."""
+    inputs, given = keras.Input((6, 6, 3)), keras.Input((None, None, 8))
+    first = keras.Model(given, layers.Conv2D(8, 1)(given), name="first")
+    inner = keras.Model(given, given + layers.Conv2D(8, 1, name="branch")(given), name="inner")
+    # What comes out of the first has sizes that are known in the smaller model alone.
+    x = layers.Conv2D(4, 1)(inner(first(layers.Conv2D(8, 1)(inputs))))
+    model = shaken(keras.Model(inputs, x))
+    zero_layer(inner.get_layer("branch"))
+    assert "branch" not in {layer.name for layer in flat_layers(strips(model))}

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.graph import ChannelGraph
+from tfprune.channels.labels import Shape
 from tfprune.channels.ops import Affine, Combine, Contract, Facts, Map, Op, Source
 from tfprune.channels.weights import Weight
 
@@ -91,7 +92,7 @@ def _replacement(op: Combine, graph: ChannelGraph, facts: Facts) -> Replacement 
     left = tuple(index for index, known in enumerate(fixed) if not known)
     if not left or not any(fixed):
         return None
-    if any(graph.shapes[op.inputs[index]] != graph.shapes[op.output] for index in left):
+    if not all(_fills(graph.shapes[op.inputs[index]], graph.shapes[op.output]) for index in left):
         return None
     known = [constant for constant, is_fixed in zip(constants, fixed, strict=True) if is_fixed]
     if op.kind == "multiply":
@@ -106,6 +107,13 @@ def _replacement(op: Combine, graph: ChannelGraph, facts: Facts) -> Replacement 
     for other in known[1:]:
         shift = shift + other
     return _vector(op, left, graph, shift=shift)
+
+
+def _fills(shape: Shape, whole: Shape) -> bool:
+    """Whether an operand of this shape is as large as the result, of which less may be known inside a nested model."""
+    return len(shape) == len(whole) and all(
+        own == size or (size is None and own is not None and own > 1) for own, size in zip(shape, whole, strict=True)
+    )
 
 
 def _constants(op: Combine, facts: Facts) -> list[NDArray]:

@@ -108,7 +108,7 @@ class _Rebuilder:
             tensors = {id(old): new for old, new in zip(old_inputs, inputs, strict=True)}
             for node in body.nodes:
                 self._node(node, tensors)
-            outputs = _connected(inputs, [tensors[id(tensor)] for tensor in body.outputs], name)
+            outputs = _connected(inputs, [tensors[id(tensor)] for tensor in body.outputs], body, name)
             _distinguish(inputs, outputs)
             # A composite's tensors are passed one by one, whatever its `call` takes.
             struct = inputs if boundary is not None and body_of(model) is None else body.inputs_struct
@@ -553,12 +553,18 @@ def _distinguish(inputs: list[Any], outputs: list[Any]) -> None:
             operation.name = name
 
 
-def _connected(inputs: list[Any], outputs: list[Any], model: str) -> list[Any]:
-    """The outputs; Keras before 3.14 wants every input to be used by some layer, so pass what goes straight through.
+def _connected(inputs: list[Any], outputs: list[Any], body: Body, model: str) -> list[Any]:
+    """The outputs, none of them an input of which nothing is left but itself.
+
+    Keras takes what a model returns for made by it, wherever it is called: an input returned as it is would come from
+    itself. And Keras before 3.14 wants every input to be used by some layer.
 
     Raises:
         TfpruneError: such a Keras, and an input that nothing needs any more.
     """
+    old_inputs, given = {id(tensor) for tensor in body.inputs}, {id(tensor) for tensor in inputs}
+    through = [id(new) in given and id(old) not in old_inputs for old, new in zip(body.outputs, outputs, strict=True)]
+    outputs = [keras.layers.Identity()(new) if alone else new for new, alone in zip(outputs, through, strict=True)]
     if tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 14):
         return outputs
     unused = [tensor for tensor in inputs if not tensor._keras_history.operation._outbound_nodes]
