@@ -52,7 +52,6 @@ FLOW = (
         "carry",
         "distillation",
         "data",
-        "checkpoints",
     },
     {"export"},
     {"latency", "bench"},
