@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import tracemalloc
 import zipfile
 from collections import Counter
 
@@ -25,7 +26,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("tf2onnx")
 
-from tfprune.export import onnx_passes  # noqa: E402
+from tfprune.export import onnx_file, onnx_passes  # noqa: E402
 
 
 def shake(model, seed=0):
@@ -657,6 +658,49 @@ def test_affine_folding_by_hand():
     assert [n.op_type for n in model.graph.node] == ["Conv"] and model.graph.node[0].output[0] == "y"
     values = {t.name: onnx.numpy_helper.to_array(t).item() for t in model.graph.initializer}
     assert [values[name] for name in model.graph.node[0].input[1:]] == [6.0, 8.0]
+
+
+def test_a_file_written_array_by_array_is_protobufs(tmp_path):
+    """What protobuf reads back is what it would have written itself, whatever the shapes and types."""
+    node = onnx.helper.make_node
+    generator = np.random.default_rng(0)
+    arrays = {
+        "scalar": np.float32(3),
+        "long name " + 200 * "x": generator.standard_normal((3, 1, 130)).astype("float32"),
+        "turned": generator.standard_normal((4, 5)).T,
+        "nothing": np.zeros((0, 3), "int64"),
+        "half": np.arange(20_000, dtype="float16"),
+        "truth": np.array([True, False]),
+    }
+    make = [node("Sum", ["x", *arrays], ["y"])]
+    whole = graph_of(make, arrays)
+    onnx.helper.set_model_props(whole, {"pruned": "no"})
+    model = onnx.ModelProto.FromString(whole.SerializeToString())
+    constants = {**onnx_passes.take_constants(model), "unread": np.ones(3)}
+    onnx_file.write_model(model, constants, tmp_path / "model.onnx")
+    assert onnx.load(tmp_path / "model.onnx") == whole and not constants
+
+
+def test_a_file_that_no_protobuf_can_be_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "LIMIT", 4000)
+    model = graph_of([onnx.helper.make_node("Add", ["x", "w"], ["y"])], {})
+    with pytest.raises(ExportError, match="0.00 GiB, and can have less than 2"):
+        onnx_file.write_model(model, {"w": np.zeros(1000, "float32")}, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_copies_no_weight(tmp_path):
+    """Of 16 MB of weights not 1 MB is asked of Python or numpy while the file is written."""
+    inputs = keras.Input((2000,), name="x")
+    model = keras.Model(inputs, layers.Dense(2000, name="y")(inputs))
+    options = registry.Options(("x",), ("y",))
+    write = registry.find("onnx").write
+    write(model, tmp_path / "warm.onnx", options)  # imports and what is kept for the next time
+    tracemalloc.start()
+    write(model, tmp_path / "model.onnx", options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "model.onnx").stat().st_size > 16e6 > 16 * peak
 
 
 def test_hard_sigmoid_by_hand():

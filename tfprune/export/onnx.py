@@ -12,8 +12,9 @@ from tfprune.errors import ExportError
 from tfprune.export import onnx_passes, tf_to_onnx
 from tfprune.export.device import onnx_runtime
 from tfprune.export.difference import Limits
+from tfprune.export.onnx_file import write_model
 from tfprune.export.registry import Exporter, Options, on, register
-from tfprune.export.trace import TO_NCHW, nchw, trace
+from tfprune.export.trace import TO_NCHW, nchw, numbers, trace
 
 #: tf2onnx 1.17 refuses 19 and above; below 13, Squeeze and others have another form.
 OPSETS = range(13, 19)
@@ -24,7 +25,7 @@ HALF = 1e-2
 def write(model: keras.Model, path: Path, options: Options) -> None:
     """Convert by tf2onnx, put the weights in, and check that the file is standard ONNX.
 
-    The weights are held three times at most: by Keras, in the ONNX model, and in the bytes being written.
+    Keras' own weights go to the file, in another order of axes at most; what is computed from them is held beside them.
 
     Raises:
         ExportError: the opset is not one of 13 to 18, or the model cannot be converted.
@@ -39,8 +40,8 @@ def write(model: keras.Model, path: Path, options: Options) -> None:
     constants = onnx_passes.take_constants(onnx_model)
     for value in [value for value in onnx_model.graph.input if value.name in open_weights]:
         onnx_model.graph.input.remove(value)
-    for name in open_weights:
-        constants[name] = keras.ops.convert_to_numpy(traced.weights[name])
+    for name in sorted(open_weights):
+        constants[name] = numbers(traced.weights[name])
     origins = onnx_passes.fold_constants(onnx_model, constants)
     paths = {
         name: traced.weights[origins.get(name, name)].path
@@ -52,7 +53,6 @@ def write(model: keras.Model, path: Path, options: Options) -> None:
     onnx_passes.fold_affine_behind(onnx_model, constants)
     onnx_passes.fuse_hard_sigmoid(onnx_model, constants)
     onnx_passes.keep_zero_padding(onnx_model)
-    onnx_passes.put_constants(onnx_model, constants)
     shapes = options.shapes or tuple(tuple(x.shape) for x in model.inputs)
     if channels_first:
         shapes = tuple(nchw(shape) if len(shape) == 4 else shape for shape in shapes)
@@ -63,9 +63,10 @@ def write(model: keras.Model, path: Path, options: Options) -> None:
         options.metadata,
     )
     if options.precision == "float16":
+        onnx_passes.put_constants(onnx_model, constants)
         onnx_model = onnx_passes.halved(onnx_model)
     onnx_passes.check(onnx_model, options.opset, options.inputs, options.outputs)
-    path.write_bytes(onnx_model.SerializeToString())
+    write_model(onnx_model, constants, path)
 
 
 def feed(arrays: Sequence[np.ndarray], options: Options) -> list[np.ndarray]:

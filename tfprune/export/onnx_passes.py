@@ -308,8 +308,7 @@ def put_constants(model: Any, constants: Constants) -> None:
     """Write the arrays that are read into the model, emptying `constants` on the way."""
     from onnx import helper
 
-    read = {name for graph in _graphs(model.graph) for node in graph.node for name in node.input}
-    read |= {output.name for output in model.graph.output}
+    read = read_names(model)
     for name in list(constants):
         value = constants.pop(name)
         if name in read:
@@ -317,6 +316,11 @@ def put_constants(model: Any, constants: Constants) -> None:
             tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(value.dtype)
             tensor.dims.extend(value.shape)
             tensor.raw_data = value.tobytes()
+
+
+def read_names(model: Any) -> set[str]:
+    """The tensors that a node at any depth reads, or that are outputs of the model."""
+    return set(_uses(model.graph))
 
 
 def finish(

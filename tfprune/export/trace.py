@@ -103,7 +103,7 @@ def with_constants(traced: TracedGraph, names: set[str]) -> Any:
 
     for node in traced.graph_def.node:
         if node.name in names:
-            value = np.ascontiguousarray(keras.ops.convert_to_numpy(traced.weights[node.name]))
+            value = np.ascontiguousarray(numbers(traced.weights[node.name]))
             dtype = node.attr["dtype"].type
             node.op = "Const"
             node.ClearField("attr")
@@ -113,6 +113,13 @@ def with_constants(traced: TracedGraph, names: set[str]) -> Any:
             tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
             tensor.tensor_content = value.tobytes()
     return traced.graph_def
+
+
+def numbers(variable: keras.Variable) -> np.ndarray:
+    """The variable's value, to be read only: it is TensorFlow's own memory. Keras' way copies it twice."""
+    import tensorflow as tf
+
+    return np.asarray(tf.convert_to_tensor(variable.value))
 
 
 @contextlib.contextmanager
