@@ -47,6 +47,7 @@ FLOW = (
         "monitor",
         "strip",
         "remove_layers",
+        "from_onnx",
         "verify",
         "cost",
         "carry",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tfprune.cost import cost
     from tfprune.errors import TfpruneError
     from tfprune.export import export
+    from tfprune.from_onnx import to_keras
     from tfprune.frontend import trace
     from tfprune.keras_graph.lowering import register_rule
     from tfprune.monitor import ConvergenceMonitor
@@ -44,6 +45,7 @@ _HOMES = {
     "sensitivity": "sensitivity",
     "soft_prune": "soft",
     "strip": "strip",
+    "to_keras": "from_onnx",
     "trace": "frontend",
     "verify": "verify",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "sensitivity",
     "soft_prune",
     "strip",
+    "to_keras",
     "trace",
     "verify",
 ]
