@@ -140,6 +140,7 @@ def test_help_and_mistakes_do_not_import_keras():
         (["sensitivity", "--model=x", "--output_dir=y", "--dataset=digits", "--data=a:b"], "not both"),
         (["prune", "--model=x", "--output_dir=y", "--ratio=0.5", "--schedule=cosin"], "did you mean 'cosine'"),
         (["prune", "--model=x", "--output_dir=y", "--schedule=cosine"], "--ratio"),
+        (["prune", "--model=x", "--output_dir=y", "--macs=0.5", "--latency_table=t.json"], "--latency"),
     ],
 )
 def test_wrong_command_lines(capsys, arguments, message):
@@ -176,6 +177,17 @@ def test_wrong_command_lines(capsys, arguments, message):
         (
             ["prune", "--model=user_models:small", "--output_dir=p", "--dataset=mine.npz", "--formats=x"],
             "unknown export",
+        ),
+        (
+            [
+                "prune",
+                "--model=user_models:small",
+                "--output_dir=p",
+                "--dataset=mine.npz",
+                "--latency=0.5",
+                "--latency_table=user_models.py",
+            ],
+            "not a latency table",
         ),
         (["prune", "--model=user_models:small", "--output_dir=user_models.py"], "cannot be written"),
         (["sensitivity", "--model=user_models:small", "--dataset=mine.npz", "--output_dir=s", "--ratios=1"], "ratio 1"),
@@ -298,6 +310,29 @@ def test_prune(capsys, arrays, amount):
     model = keras.saving.load_model("run/stripped/model.keras")
     assert model.count_params() == stripped["parameters"]
     assert os.path.exists("run/failure_rates.csv") and "epoch 2/2" in printed.err and "accuracy" in printed.out
+
+
+def test_advice_goes_into_a_latency_budget(capsys, arrays, zeroed, monkeypatch):
+    """`bench --advise` writes the model's kernels, and `prune` keeps to the budget that these say."""
+    from tfprune.bench import advice
+    from tfprune.latency import LatencyTable, OnnxClock
+
+    curve = advice.Curve("1x1", {width: float(width) for width in range(1, 65)})
+    monkeypatch.setattr(advice, "advise", lambda runtime, threads: advice.Advice(runtime, threads, (curve,)))
+    monkeypatch.setattr(OnnxClock, "__init__", lambda clock, threads: None)
+    monkeypatch.setattr(OnnxClock, "__call__", lambda clock, kernel: float(kernel.read[0] * kernel.written[0]))
+    monkeypatch.setattr("tfprune.latency._total", lambda graph, threads: None)
+    assert main(["bench", f"--models={zeroed}", "--advise", "--output_dir=out", "--turns=1", "--threads=1"]) == 0
+    assert "latency.json" in capsys.readouterr().out
+    by_layer = sorted(times.ms[-1][-1] for times in LatencyTable.load("out/latency.json").times.values())
+    assert by_layer == [1 * 8, 8 * 8, 128 * 3]
+
+    monkeypatch.setattr(LatencyTable, "measure", None)  # or it would not be the table
+    arguments = ["--model=user_models:small", f"--dataset={arrays}", "--output_dir=run", "--train_epochs=0"]
+    budget = ["--latency=0.7", "--latency_table=out/latency.json", "--scope=global", "--round_to=1"]
+    assert main(["prune", *arguments, *budget, "--epochs=1", "--criterion=l1", "--formats=keras"]) == 0
+    said = capsys.readouterr().out
+    assert "456" in next(line for line in said.splitlines() if "latency" in line)
 
 
 def test_prune_says_when_nothing_goes(capsys, arrays):

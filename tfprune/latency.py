@@ -14,7 +14,6 @@ import json
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -267,18 +266,10 @@ class OnnxClock:
     def _run(
         self, nodes: Sequence[tuple[str, dict]], shape: tuple[int, ...], sizes: dict[str, tuple[int, ...]]
     ) -> float:
-        from tfprune.export.runtime import onnx_session
+        from tfprune.export.runtime import onnx_latency
 
-        session = onnx_session(_onnx(nodes, shape, sizes), self.threads)
-        feed = {"x": np.ones(shape, np.float32)}
-        for _ in range(2):
-            session.run(None, feed)
-        times = []
-        for _ in range(self.repeats):
-            start = time.perf_counter()
-            session.run(None, feed)
-            times.append(time.perf_counter() - start)
-        return max(0.0, 1e3 * min(times) - self._nothing)
+        least = onnx_latency(_onnx(nodes, shape, sizes), self.threads, repeats=self.repeats, warmup=2, summary=min)
+        return max(0.0, least - self._nothing)
 
 
 def _onnx(nodes: Sequence[tuple[str, dict]], shape: tuple[int, ...], sizes: dict[str, tuple[int, ...]]) -> bytes:

@@ -38,7 +38,7 @@ def onnx_session(path: str | bytes | os.PathLike, threads: int | None = None) ->
 
 
 def onnx_latency(
-    path: str | os.PathLike,
+    path: str | bytes | os.PathLike,
     threads: int = 2,
     batch: int = 1,
     repeats: int = 30,
@@ -49,7 +49,7 @@ def onnx_latency(
     """The median time of one run of an .onnx file in onnxruntime on the CPU, in milliseconds.
 
     Args:
-        path: an .onnx file.
+        path: an .onnx file, or its bytes.
         threads: how many threads one operator may use.
         batch: entries along the axis called `batch`.
         repeats: how many runs are timed.

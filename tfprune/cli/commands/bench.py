@@ -38,6 +38,22 @@ def _run(options: SimpleNamespace) -> None:
             from tfprune.report.latency import curves
 
             curves(advice, directory / f"widths_{runtime}.png")
+    if options.advise and options.models and "onnxruntime" in options.runtime:
+        _kernels(loaded[0], options.threads, directory)
+
+
+def _kernels(model: Any, threads: int, directory: Path | None) -> None:
+    """The times of a model's own kernels, as `tfprune prune --latency_table` reads them."""
+    from tfprune.latency import LatencyTable
+
+    if isinstance(model, str):
+        if not model.endswith((".keras", ".onnx")):
+            return  # it does not say what its kernels are
+        model = models.load(model)
+    times = LatencyTable.measure(model, threads=threads, name=f"onnxruntime, {threads} threads")
+    print(times)
+    if directory:
+        print(f"wrote {times.save(directory / 'latency.json')}")
 
 
 def _model(spec: str, shape: Any) -> Any:
@@ -73,7 +89,8 @@ COMMAND = Command(
     description=(
         "The models are run in turns in a process without tfprune: medians with quartiles, speed-up against the first "
         "model and against how many times fewer multiply-adds there are, loading time, peak memory. --layers shows "
-        "where fewer multiply-adds save no time; --advise measures kernels at each width and says what to round to."
+        "where fewer multiply-adds save no time; --advise measures kernels at each width and says what to round to; "
+        "with models also the first one's own kernels, for `tfprune prune --latency`."
     ),
     example="tfprune bench --models=before.keras,after.keras --runtime=onnxruntime,litert --threads=2 --layers",
     flags=(
@@ -91,8 +108,17 @@ COMMAND = Command(
         Flag("turns", "Timed runs of each model.", "N", 50, "integer", low=1),
         Flag("size", "Entries of input axes of unknown size.", "N", 224, "integer", low=1),
         Flag("layers", "Also time node by node, in onnxruntime.", default=False, kind="boolean"),
-        Flag("advise", "Also measure what to round widths to.", default=False, kind="boolean"),
-        Flag("output_dir", "Where bench.json and pictures go. By default nothing is written.", "DIR"),
+        Flag(
+            "advise",
+            "Also measure what to round widths to, and the first model's kernels in onnxruntime.",
+            default=False,
+            kind="boolean",
+        ),
+        Flag(
+            "output_dir",
+            "Where bench.json, pictures and latency.json (for --latency_table) go. By default nothing is written.",
+            "DIR",
+        ),
     ),
     run=_run,
     check=_check,

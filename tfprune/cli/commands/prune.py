@@ -61,6 +61,7 @@ def _once(options: SimpleNamespace, output: Path) -> None:
 
     amount: dict[str, Any] = _amounts(options) or {"threshold": options.thresholds[0]}
     model = models.load(options.model)
+    amount |= _latency_table(options)
     plan = tfprune.select(
         model, options.criterion, layers=options.layers, heads=options.heads, **amount, **_selection(options)
     )
@@ -77,6 +78,8 @@ def _check(options: SimpleNamespace) -> None:
         raise UsageError(f"give either --thresholds or --{next(iter(amounts))}, not both")
     if "ratio" in amounts and len(amounts) > 1:
         raise UsageError("give either --ratio or budgets (--params, --macs, --latency), not both")
+    if options.latency_table is not None and "latency" not in amounts:
+        raise UsageError("--latency_table is what --latency is predicted by; give that as well")
     if options.schedule is not None:
         _check_schedule(options)
     if options.model.endswith(".onnx") and not amounts and len(options.thresholds or ()) != 1:
@@ -89,6 +92,15 @@ def _amounts(options: SimpleNamespace) -> dict[str, float]:
     """The ratio or the budgets that were given."""
     given = {name: getattr(options, name) for name in ("ratio", "params", "macs", "latency")}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _latency_table(options: SimpleNamespace) -> dict[str, Any]:
+    """That argument of `tfprune.select`, if it was given."""
+    if options.latency_table is None:
+        return {}
+    from tfprune.latency import LatencyTable
+
+    return {"latency_table": LatencyTable.load(options.latency_table)}
 
 
 def _selection(options: SimpleNamespace) -> dict[str, Any]:
@@ -116,8 +128,9 @@ def _check_patterns_and_formats(model: Any, options: SimpleNamespace) -> None:
     for name in options.formats:
         find(name)
     amounts: dict[str, Any] = _amounts(options) or {"threshold": options.thresholds[0]}
-    amounts.pop("latency", None)  # that is measured later
-    amounts = amounts or {"ratio": 0.0}
+    if options.latency_table is None:
+        amounts.pop("latency", None)  # that is measured later
+    amounts = {**amounts, **_latency_table(options)} or {"ratio": 0.0}
     needs_of(options.criterion, data=True)
     tfprune.select(model, "random", layers=options.layers, heads=options.heads, **amounts, **_selection(options))
 
@@ -198,6 +211,7 @@ def _to_amount(model: Any, dataset: Any, options: SimpleNamespace, output: Path)
         max_failure_rate=options.max_failure_rate,
         csv=output / "failure_rates.csv",
         **amounts,
+        **_latency_table(options),
         **_selection(options),
     )
     _fit(model, dataset, options, "soft pruning", options.epochs, pruning)
@@ -261,6 +275,11 @@ COMMAND = Command(
             kind="number",
             low=0,
             high=1,
+        ),
+        Flag(
+            "latency_table",
+            "That table from a file: latency.json of `tfprune bench --advise`, or what LatencyTable.save wrote.",
+            "FILE",
         ),
         Flag(
             "scope",
