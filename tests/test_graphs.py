@@ -40,11 +40,12 @@ def keras_pair():
     inner = keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(4, 1, name="inside")], name="inner")
     image = keras.Input((6, 6, 3), name="image")
     x = layers.Conv2D(8, 3, padding="same", name="first")(image)
-    x = layers.Conv2D(4, 1, name="second")(x)
+    x = layers.Conv2D(4, 1, name="second")(layers.BatchNormalization(name="norm")(x))
     model = keras.Model(image, layers.Flatten(name="flat")(inner(inner(x))), name="net")
     kernel = model.get_layer("first").kernel.numpy()
     kernel[..., [1, 3, 4]] = 0
     model.get_layer("first").kernel.assign(kernel)
+    model.get_layer("norm").moving_mean.assign(np.full(8, 0.1))
     return model, tfprune.strip(model).model
 
 
@@ -70,7 +71,7 @@ def test_a_box_for_every_node_and_its_width_on_every_edge(net):
 
 def test_every_call_of_a_shared_layer_is_a_box(keras_pair):
     drawn = diagram(tfprune.trace(keras_pair[0]))
-    names = ["image", "first", "second", "inner/inside", "inner/inside", "flat"]
+    names = ["image", "first", "norm", "second", "inner/inside", "inner/inside", "flat"]
     assert [box.name for box in drawn.boxes.values()] == names
     assert drawn.edges[("inner/inside", 0), ("inner/inside", 1), 0].width == "4"
 
@@ -103,7 +104,8 @@ def test_widths_before_and_after(keras_pair):
     assert (first.state, first.shape, first.parameters) == (CHANGED, "6x6x8 → 6x6x5", "224 → 140")
     assert (second.state, second.shape, second.parameters) == (CHANGED, "6x6x4", "36 → 24")
     assert drawn.boxes["inner/inside", 1].state == KEPT
-    assert drawn.edges[("first", 0), ("second", 0), 0].width == "8 → 5"
+    assert drawn.boxes["norm", 0].parameters == "32 → 20"
+    assert drawn.edges[("first", 0), ("norm", 0), 0].width == "8 → 5"
     assert drawn.edges[("second", 0), ("inner/inside", 0), 0].width == "4"
 
 
@@ -249,7 +251,7 @@ def test_view_says_what_it_needs(net, netron, tmp_path, capsys, monkeypatch):
     assert "'none.onnx' does not exist" in capsys.readouterr().err
     save(net, tmp_path / "a.onnx")
     assert main(["view", f"--model={tmp_path / 'a.onnx'}", "--port=1"]) == 1
-    assert "Permission denied" in capsys.readouterr().err
+    assert "(Permission denied); try another --port" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "netron", None)
     assert main(["view", "--model=a.onnx"]) == 1
     assert "pip install 'tfprune[netron]'" in capsys.readouterr().err
