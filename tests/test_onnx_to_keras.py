@@ -355,3 +355,20 @@ def test_a_wrong_builder_hands_nothing_out(monkeypatch):
     )
     with pytest.raises(VerificationError, match="the Keras model made of the ONNX model"):
         tfprune.to_keras(model)
+
+
+def test_an_output_that_depends_on_nothing_is_refused():
+    text = "g (float[N, 4] x) => (float[N, 4] y, float[1] z) {y = Relu(x) z = Constant<value_floats = [1.0]>()}"
+    model = helper.make_model(
+        ir_version=8, opset_imports=[helper.make_opsetid("", 17)], graph=onnx.parser.parse_graph(text)
+    )
+    with pytest.raises(LayerError, match="the output 'z' does not depend on the inputs"):
+        tfprune.to_keras(model)
+
+
+def test_images_of_any_size():
+    net = Net()
+    x = net.add("MaxPool", net.conv("x", 3, 8), kernel_shape=[2, 2], strides=[2, 2])
+    x = net.add("Flatten", net.add("GlobalAveragePool", net.conv(x, 8, 8, strides=[2, 2])))
+    built = assert_becomes(net.model({"x": ("N", 3, "H", "W")}, [net.dense(x, 8, 3)]))
+    assert built.input_shape == (None, 3, None, None) and built.output_shape == (None, 3)

@@ -67,19 +67,35 @@ def to_keras(model: Any) -> keras.Model:
     expected = run_onnx(proto, inputs)
     tolerance = tolerance_of(proto)
     if not _has_fixed_batch(proto, known):
-        return _proved(Builder(proto, known, free_batch=True).build(), inputs, expected, tolerance)
+        return _proved(_built(proto, known, True), inputs, expected, tolerance)
     try:
-        built = _proved(Builder(proto, known, free_batch=True).build(), inputs, expected, tolerance)
+        built = _proved(_built(proto, known, True), inputs, expected, tolerance)
         _check_any_batch(built, inputs, expected, tolerance)
         return built
     except (LayerError, VerificationError):
-        return _proved(Builder(proto, known, free_batch=False).build(), inputs, expected, tolerance)
+        return _proved(_built(proto, known, False), inputs, expected, tolerance)
+
+
+def _built(proto: onnx.ModelProto, known: Known, free_batch: bool) -> keras.Model:
+    try:
+        return Builder(proto, known, free_batch).build()
+    except TfpruneError:
+        raise
+    except Exception as error:  # what Keras says of inputs and outputs
+        raise LayerError(f"the ONNX model cannot become a Keras model: {type(error).__name__}: {error}") from error
 
 
 def _proved(built: keras.Model, inputs: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> keras.Model:
-    got = run(built, inputs)
-    compare(expected, got, tolerance, len(inputs[0])).raise_if_different("the Keras model made of the ONNX model")
+    what = "the Keras model made of the ONNX model"
+    compare(expected, _run(built, inputs), tolerance, len(inputs[0])).raise_if_different(what)
     return built
+
+
+def _run(built: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    try:
+        return run(built, inputs)
+    except Exception as error:  # whatever the backend says of shapes that do not fit
+        raise VerificationError(f"the Keras model made of the ONNX model does not run: {error}") from error
 
 
 def _check_any_batch(
@@ -88,11 +104,11 @@ def _check_any_batch(
     """Raise a VerificationError unless other samples beside them leave the outputs of these alone."""
     generator = np.random.default_rng(1)
     more = [np.concatenate([array, generator.permutation(array.ravel()).reshape(array.shape)]) for array in inputs]
-    try:
-        got = run(built, more)
-    except Exception as error:  # whatever the backend says of shapes that do not fit
-        raise VerificationError(f"the Keras model does not take a larger batch: {error}") from error
-    if any(len(y) != 2 * len(x) for x, y in zip(expected, got, strict=True)):
+    got = _run(built, more)
+    if any(
+        np.shape(y)[:1] != tuple(2 * size for size in np.shape(x)[:1]) or not np.ndim(x)
+        for x, y in zip(expected, got, strict=True)
+    ):
         raise VerificationError("the Keras model's outputs do not grow with the batch")
     compare(expected, [y[: len(x)] for x, y in zip(expected, got, strict=True)], tolerance).raise_if_different(
         "the Keras model made of the ONNX model, with a larger batch"
