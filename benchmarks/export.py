@@ -20,7 +20,8 @@ x weights      with --memory: highest resident memory while a .keras file is loa
                less what TensorFlow takes alone, over the bytes of the weights. In a process of its own: initialisers
                leave TensorFlow with free memory that it never gives back
 x loaded       the same for the loaded model before it is written
-run ms         median of one image in the file's runtime on --threads threads
+run ms         median of one image in the file's runtime on --threads threads; on a machine that others use, with
+               --threads 1 --processors
 stock ...      the same of `model.export(format="onnx")`, in turns with ours: `speed-up` is the median of the ratios of
                neighbouring runs. `NO` if it raises, is killed, or the file does not load
 
@@ -172,7 +173,7 @@ def stock(name: str, size: int | None, fresh: bool, folder: Path) -> None:
     print("ROW", json.dumps({**row, "stock T": _nodes(path)["T"]}), flush=True)
 
 
-def in_turns(paths: list[str], folder: Path, threads: int, repeats: int) -> dict[str, Any]:
+def in_turns(paths: list[str], folder: Path, threads: int, repeats: int, processors: bool) -> dict[str, Any]:
     """Latencies of .onnx files, one image each, in turns; and how far the last is from Keras."""
     import numpy as np
     import onnxruntime
@@ -185,12 +186,13 @@ def in_turns(paths: list[str], folder: Path, threads: int, repeats: int) -> dict
     sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
     feeds = [{session.get_inputs()[0].name: x[:1]} for session in sessions]
     taken: list[list[float]] = [[] for _ in sessions]
+    clock = time.process_time if processors else time.perf_counter
     for turn in range(repeats + 3):
         for session, feed, times in zip(sessions, feeds, taken, strict=True):
-            start = time.perf_counter()
+            start = clock()
             session.run(None, feed)
             if turn >= 3:
-                times.append(time.perf_counter() - start)
+                times.append(clock() - start)
     row = {"run ms": 1e3 * statistics.median(taken[0])}
     if len(paths) > 1:
         got = sessions[1].run(None, {sessions[1].get_inputs()[0].name: x})[0]
@@ -239,6 +241,7 @@ def main() -> int:
     parser.add_argument("--memory", action="store_true", help="measure the memory that writing takes")
     parser.add_argument("--fresh", action="store_true", help="initial weights: tf2onnx's graphs depend on them")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processors", action="store_true", help="time runs by processors' seconds; for --threads 1")
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of onnxruntime")
     parser.add_argument("--limit", type=float, default=16, help="memory a process may take, GB")
     parser.add_argument("--json", help="write the rows to this file, too")
@@ -288,10 +291,10 @@ def main() -> int:
                             row |= {key: value for key, value in theirs[0].items() if key != "path"}
                             paths.append(theirs[0]["path"])
                     try:
-                        row |= in_turns(paths, Path(folder), flags.threads, flags.repeats)
+                        row |= in_turns(paths, Path(folder), flags.threads, flags.repeats, flags.processors)
                     except Exception as error:
                         row["stock error"] = f"NO, {type(error).__name__}: {str(error)[:200]}"
-                        row |= in_turns(paths[:1], Path(folder), flags.threads, flags.repeats)
+                        row |= in_turns(paths[:1], Path(folder), flags.threads, flags.repeats, flags.processors)
                 rows.append(row)
                 print(show(row), flush=True)
         if flags.json:
