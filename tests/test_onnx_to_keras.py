@@ -77,6 +77,19 @@ def test_a_batch_that_is_mixed_stays_fixed():
     assert_becomes(model)
 
 
+@pytest.mark.parametrize(("samples", "size", "batch"), [(2, 3, None), (1, 3, 1), (2, 2, 2)])
+def test_a_batch_that_is_merged_with_positions_is_found_again(samples, size, batch):
+    """With one sample, or as many as positions, which axis grows with the batch cannot be told: it stays fixed."""
+
+    def build(net):
+        x = net.add("Reshape", net.add("Transpose", "x", perm=[1, 0, 2]), net.ints(samples * size, 4))
+        x = net.add("Reshape", net.dense(x, 4, 5), net.ints(size, samples, 5))
+        return net.add("Transpose", x, perm=[1, 0, 2])
+
+    built = assert_becomes(net_of(build, (samples, size, 4)))
+    assert built.input_shape == (batch, size, 4)
+
+
 def test_it_trains_is_pruned_and_stripped(tmp_path):
     built = tfprune.to_keras(nets.mobilenet())
     # Biases that a normalization follows have no gradient.

@@ -105,7 +105,7 @@ def transposed(builder: Builder, node: Node) -> Value:
                 **settings,
             )
         )
-    result = made[0] if groups == 1 else layers.Concatenate(name=builder.free_name(f"{node.name}_groups"))(made)
+    result = made[0] if groups == 1 else builder.layer(node, layers.Concatenate, made)
     if any(map(any, crops)):
         cut = crops[0] if count == 1 else tuple(crops)
         result = CROPPINGS[count - 1](cut, name=builder.free_name(f"{node.name}_crop"), dtype=str(result.dtype))(result)

@@ -41,34 +41,44 @@ def reshape(builder: Builder, node: Node) -> Value:
     """Axes become others in blocks, and blocks need not lie as they do in ONNX: only what is inside of one."""
     value = builder.in_order(builder.value(node))
     runs = [(sizes[node.inputs[0]], sizes[node.outputs[0]]) for sizes in builder.known.sizes]
-    blocks = _blocks(runs)
-    ones = {axis for axis in range(value.rank) if all(run[0][axis] == 1 for run in runs)}
-    lying = [axis for axis in value.axes if axis not in ones]
-    inside = [[axis for axis in block[0] if axis not in ones] for block in blocks]
-    following = sorted((block for block in inside if block), key=lambda block: min(map(lying.index, block)))
-    shuffled = None
-    if [axis for block in following for axis in block] != lying:
-        shuffled = _flattened(builder, node, value, runs[0][0])
-        value = value if shuffled is not None else Value(builder.plain(value), tuple(range(value.rank)))
-        following = [block for block in inside if block]
-    # Blocks of ones alone lie wherever they are written: behind the others, as in ONNX where it is the same.
-    ranked = [blocks[inside.index(block)] for block in following]
-    if value.axes == tuple(range(value.rank)) or shuffled is not None:
-        ranked = blocks
-    else:
-        ranked += [block for block in blocks if block not in ranked]
+    blocks, order = _blocks(runs), None
+    # Axes of size 1 may lie anywhere; a batch of any size is none, also where ONNX says 1.
+    lying = [axis for axis, size in zip(value.axes, value.tensor.shape, strict=True) if size != 1]
+    ranked = _as_they_lie(blocks, lying)
+    if ranked is None:
+        ranked, order = blocks, _flattened(builder, node, value, runs[0][0])
+        if order is None:
+            value = Value(builder.plain(value), tuple(range(value.rank)))
     axes = tuple(axis for block in ranked for axis in block[1])
-    return Value(_reshaped(builder, node, value, blocks, axes), axes, shuffled)
+    return Value(_reshaped(builder, node, value, blocks, axes), axes, order)
 
 
-def _blocks(runs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[int], list[int]]]:
+_Block = tuple[list[int], list[int]]
+
+
+def _as_they_lie(blocks: Sequence[_Block], lying: Sequence[int]) -> Sequence[_Block] | None:
+    """The blocks in the order in which their axes lie; None if a block's own axes lie apart or in another order.
+
+    >>> _as_they_lie([([0], [0]), ([1], [1, 2]), ([2, 3], [3])], [0, 2, 3, 1])
+    [([0], [0]), ([2, 3], [3]), ([1], [1, 2])]
+    """
+    inside = [[axis for axis in before if axis in lying] for before, _ in blocks]
+    # Blocks of ones alone stay behind the block that they follow.
+    places: list[int] = []
+    for block in inside:
+        places.append(min(map(lying.index, block)) if block else (places or [0])[-1])
+    ranks = sorted(range(len(blocks)), key=places.__getitem__)
+    return [blocks[rank] for rank in ranks] if [axis for rank in ranks for axis in inside[rank]] == lying else None
+
+
+def _blocks(runs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[_Block]:
     """The smallest runs of axes that hold the same numbers before and after.
 
     >>> _blocks([((2, 6, 4), (2, 3, 2, 4)), ((2, 6, 4), (2, 3, 2, 4))])
     [([0], [0]), ([1], [1, 2]), ([2], [3])]
     """
     before, after = len(runs[0][0]), len(runs[0][1])
-    result: list[tuple[list[int], list[int]]] = []
+    result: list[_Block] = []
     i = j = 0
     while i < before and j < after:
         a, b = [i], [j]
@@ -121,7 +131,7 @@ def _read_by_kernels(builder: Builder, name: str) -> bool:
     return True
 
 
-def _reshaped(builder: Builder, node: Node, value: Value, blocks: Sequence[tuple], axes: tuple[int, ...]) -> Any:
+def _reshaped(builder: Builder, node: Node, value: Value, blocks: Sequence[_Block], axes: tuple[int, ...]) -> Any:
     """The tensor with the sizes that its new axes have."""
     tensor = value.tensor
     sizes = list(builder.shape(node.outputs[0]))
