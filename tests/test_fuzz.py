@@ -280,3 +280,17 @@ def test_a_nested_model_of_which_nothing_is_left():
     model = shaken(keras.Model(inputs, x))
     zero_layer(inner.get_layer("branch"))
     assert "branch" not in {layer.name for layer in flat_layers(strips(model))}
+
+
+def test_channels_that_become_pixels_in_another_order():
+    """What was left of a shuffle came to other pixels than before, and a convolution of pixels did not look."""
+
+    def body(x):
+        x = layers.Reshape((6, 6, 4, 3))(layers.Conv2D(12, 1, name="a")(x))
+        x = layers.Reshape((6, 6, 12))(layers.Permute((1, 2, 4, 3))(x))
+        x = ops.transpose(ops.reshape(x, (-1, 6, 6, 2, 2, 3)), (0, 1, 3, 2, 4, 5))
+        return layers.Conv2D(2, 3, padding="same", name="pixels")(ops.reshape(x, (-1, 12, 12, 3)))
+
+    model = model_of(body, False)
+    zero_filters(model.get_layer("pixels"), [0, 1], side="read")
+    strips(model)

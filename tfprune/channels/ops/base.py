@@ -120,6 +120,22 @@ class Narrowing:
             raise Violation(labels, "its channels would differ from one position to the next")
         return flat[..., 0] if flat.shape[-1] else flat.reshape(flat.shape[:-1])
 
+    def positions_everywhere(self, value: int, axes: tuple[int, ...]) -> Indices:
+        """The same for an op whose output does not tell the other axes apart: there all must be where it was.
+
+        Raises:
+            Violation: what is left lies in another order along another axis: pixels that were channels before.
+        """
+        labels, kept = self.labels[value], self.kept[value]
+        others = [axis for axis in range(labels.ndim) if axis not in axes and labels.shape[axis] > 1]
+        if others and kept.size:
+            coordinates = np.unravel_index(kept, labels.shape)
+            for axis in others:
+                line = np.arange(labels.shape[axis]).reshape([-1 if i == axis else 1 for i in range(labels.ndim)])
+                if kept.shape[axis] != labels.shape[axis] or (coordinates[axis] != line).any():
+                    raise Violation(labels, "its positions would be in another order")
+        return self.positions(value, axes)
+
     def one_along(self, value: int, axes: tuple[int, ...]) -> Indices:
         """What is left of a value in the label array that `labels.one_along` made of its own.
 

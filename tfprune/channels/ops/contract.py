@@ -282,7 +282,7 @@ class Contract(Op):
 
     def narrow(self, new: Narrowing) -> None:
         value = self.inputs[0]
-        source = new.positions(value, self.read_axes)
+        source = new.positions_everywhere(value, self.read_axes)
         reads, writes = self.roles
         if not self.write:
             if new.empty(value):
@@ -500,7 +500,7 @@ class Depthwise(Op):
 
     def narrow(self, new: Narrowing) -> None:
         value = self.inputs[0]
-        source = new.positions(value, (self.axis,))
+        source = new.positions_everywhere(value, (self.axis,))
         new.fix(self.kernel, "depthwise", source, new.labels[value])
         target = source
         if self.multiplier > 1:

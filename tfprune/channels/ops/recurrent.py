@@ -211,7 +211,7 @@ class Recurrent(Op):
 
     def narrow(self, new: Narrowing) -> None:
         value = self.inputs[0]
-        source = new.positions(value, (self.axis,)).ravel()
+        source = new.positions_everywhere(value, (self.axis,)).ravel()
         units = new.slots[self.kernel, "write"].labels
         target = np.flatnonzero(new.keep[units])
         if target.size and not source.size:
