@@ -23,6 +23,7 @@ from tfprune.onnx_graph.run import random_inputs, tolerance_of
 from tfprune.onnx_graph.run import run as run_onnx
 from tfprune.onnx_graph.trace import check, nodes_of
 from tfprune.verify import compare, run
+from tfprune.verify import tolerance_of as tolerance_of_keras
 
 
 def to_keras(model: Any) -> keras.Model:
@@ -88,6 +89,7 @@ def _built(proto: onnx.ModelProto, known: Known, free_batch: bool) -> keras.Mode
 
 def _proved(built: keras.Model, inputs: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> keras.Model:
     what = "the Keras model made of the ONNX model"
+    tolerance = max(tolerance, tolerance_of_keras(built))  # other backends than TensorFlow have less than float64
     compare(expected, _run(built, inputs), tolerance, len(inputs[0])).raise_if_different(what)
     return built
 
@@ -109,6 +111,7 @@ def _check_any_batch(
     wanted = [np.concatenate(pair) for pair in zip(expected, run_onnx(proto, others), strict=True)]
     got = _run(built, [np.concatenate(pair) for pair in zip(inputs, others, strict=True)])
     what = "the Keras model made of the ONNX model, with a larger batch"
+    tolerance = max(tolerance, tolerance_of_keras(built))
     compare(wanted, got, tolerance, len(wanted[0])).raise_if_different(what)
 
 

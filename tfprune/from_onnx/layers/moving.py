@@ -210,11 +210,19 @@ def cut(builder: Builder, node: Node) -> Value:
     starts, ends = builder.ints(node, 1, "starts"), builder.ints(node, 2, "ends")
     axes = builder.ints(node, 3, "axes", list(range(len(starts))))
     steps = builder.ints(node, 4, "steps", [1] * len(starts))
-    slices = [slice(None)] * value.rank
+    slices, tensor = [slice(None)] * value.rank, value.tensor
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         first = None if abs(start) >= _END or (start == 0 and step > 0) else start
-        slices[value.at(axis)] = slice(first, None if abs(end) >= _END - 1 else end, step)
-    return Value(value.tensor[tuple(slices)], value.axes)
+        part, place = slice(first, None if abs(end) >= _END - 1 else end, step), value.at(axis)
+        if step > 0:
+            slices[place] = part
+            continue
+        size = builder.shape(node.inputs[0])[axis]
+        if size is None:
+            raise LayerError("an axis of unknown size is read backwards; export with fixed sizes")
+        # PyTorch takes no negative steps.
+        tensor = ops.take(tensor, np.arange(size)[part], axis=place)
+    return Value(tensor[tuple(slices)] if any(part != slice(None) for part in slices) else tensor, value.axes)
 
 
 @builds("Gather")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 from keras import layers, ops
 
@@ -38,7 +39,9 @@ def average(builder: Builder, node: Node) -> Value:
     value = builder.value(node)
     tensor = builder.channels_last(value)
     counted = bool(node.attributes.get("count_include_pad", 0))
-    if window.is_padded and window.is_same and not counted and not node.attributes.get("ceil_mode"):
+    # On PyTorch, Keras' "same" counts the border.
+    plain = keras.backend.backend() != "torch" and not counted and not node.attributes.get("ceil_mode")
+    if window.is_padded and window.is_same and plain:
         return _pooled(builder, node, _AVERAGES, tensor, window, True, value)
     result = _pooled(builder, node, _AVERAGES, padded(builder, node, tensor, window), window, False, value)
     if window.is_padded:
