@@ -294,3 +294,19 @@ def test_channels_that_become_pixels_in_another_order():
     model = model_of(body, False)
     zero_filters(model.get_layer("pixels"), [0, 1], side="read")
     strips(model)
+
+
+def test_a_normalization_reads_what_it_makes_constant():
+    """A gate of 0 became a scale of 1: what the normalization behind it made a constant counted as read by nobody."""
+
+    def body(x):
+        x = layers.Conv2D(4, 1, name="a")(x)
+        gate = layers.Dense(4, activation="relu", name="gate")(layers.GlobalMaxPooling2D()(x))
+        x = layers.Multiply()([x, layers.Reshape((1, 1, 4))(gate)])
+        return layers.Flatten()(layers.GroupNormalization(-1)(x))
+
+    inputs = keras.Input((6, 6, 3))
+    model = shaken(keras.Model(inputs, layers.Dense(3)(body(inputs))))
+    zero_filters(model.get_layer("gate"), range(4), bias=False)
+    model.get_layer("gate").bias.assign([-1.0, 0.5, 0.7, 0.9])
+    strips(model)

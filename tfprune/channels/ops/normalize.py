@@ -115,10 +115,11 @@ class Normalize(Op):
         shape = facts.labels[self.output].shape
         scale = self._parameter(facts, "scale", 1.0)
         moving = uniform_any(np.broadcast_to(scale != 0, np.broadcast_shapes(scale.shape, shape)), shape)
-        # A channel that is 0 comes out as its shift, whatever the statistics are.
-        read = facts.read[self.output] & moving & ~np.isfinite(facts.constant[self.output])
+        read = facts.read[self.output] & moving
         if not self._is_apart(facts.labels[self.output]):
-            read = self._back(self._sets_of(np.broadcast_to(read, shape)).any(axis=1), shape)
+            # A channel that is 0 comes out as its shift, whatever the others are; it has to stay 0 itself.
+            varying = np.broadcast_to(read & np.isnan(facts.constant[self.output]), shape)
+            read = read | self._back(self._sets_of(varying).any(axis=1), shape)
         facts.demand(self.inputs[0], read)
 
     def unfoldable(self, facts: Facts) -> dict[int, Bools]:
