@@ -310,3 +310,19 @@ def test_a_normalization_reads_what_it_makes_constant():
     zero_filters(model.get_layer("gate"), range(4), bias=False)
     model.get_layer("gate").bias.assign([-1.0, 0.5, 0.7, 0.9])
     strips(model)
+
+
+def test_of_two_zeros_that_are_multiplied_one_stays():
+    """Each counted as read by nobody, because the other is 0; made into something else, both were."""
+    inputs = keras.Input((6, 6, 3))
+
+    def gated(name):
+        x = layers.Conv2D(4, 1)(inputs)
+        gate = layers.Dense(4, activation="relu", name=name)(layers.GlobalMaxPooling2D()(x))
+        return layers.Multiply()([x, layers.Reshape((1, 1, 4))(gate)])
+
+    model = shaken(keras.Model(inputs, layers.Multiply()([gated("first"), gated("second")])))
+    for name in ("first", "second"):
+        zero_filters(model.get_layer(name), range(4), bias=False)
+        model.get_layer(name).bias.assign([-1.0, 0.5, 0.7, 0.9])
+    strips(model)

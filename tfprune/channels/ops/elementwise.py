@@ -401,8 +401,12 @@ class Combine(Op):
         for index, value in enumerate(self.inputs):
             wanted = read
             if self.kind == "multiply":
-                for other in self.inputs[:index] + self.inputs[index + 1 :]:
-                    wanted = wanted & (self._aligned(facts.constant[other], read.ndim) != 0)
+                # Beside a 0 nobody is read; of several the first is, or each could become something else.
+                zeros = [self._aligned(facts.constant[other], read.ndim) == 0 for other in self.inputs]
+                for other in zeros[:index]:
+                    wanted = wanted & ~other
+                for other in zeros[index + 1 :]:
+                    wanted = wanted & (~other | zeros[index])
             shape = facts.labels[value].shape
             extra = tuple(range(read.ndim - len(shape)))
             facts.demand(value, np.any(wanted, axis=extra) if extra else wanted)

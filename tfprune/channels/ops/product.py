@@ -127,7 +127,9 @@ class Product(Op):
         read = _spread(facts.read[self.output], self.letters[2], letters)
         # What is averaged to the constant that it is does not depend on the weights of the average.
         passive = np.isfinite(second) if self.averages else second == 0
-        for value, axes, wanted in zip(self.inputs, self.letters, (read & ~passive, read & (first != 0)), strict=False):
+        # Where both are 0 the second is read: it could become something else otherwise, and so could the first.
+        both = (read & ~passive, read & ((first != 0) | (second == 0)))
+        for value, axes, wanted in zip(self.inputs, self.letters, both, strict=False):
             facts.demand(value, _any_over(wanted, letters, axes))
 
     def unfoldable(self, facts: Facts) -> dict[int, Bools]:

@@ -174,7 +174,11 @@ class Recurrent(Op):
         while (more := reads[:, wanted].any(axis=1) & ~wanted).any():
             wanted = wanted | more
         facts.demand(self.output, wanted.reshape(facts.labels[self.output].shape))
-        rows: Bools = np.any(self.table(facts, self.kernel)[..., wanted], axis=(1, 2))
+        table = self.table(facts, self.kernel)
+        # A unit that constants hold at 0 needs them to stay what they are.
+        constant = self.constants_of(facts, self.inputs[0], self.length)
+        holding = np.isfinite(constant) & (constant != 0) & table[..., read & ~moving].any(axis=(1, 2))
+        rows: Bools = table[..., wanted].any(axis=(1, 2)) | holding
         facts.demand(self.inputs[0], self._shaped(rows, self.rank))
         for state in self.initial:
             facts.demand(state, self._shaped(wanted, facts.labels[state].ndim))
