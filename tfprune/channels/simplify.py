@@ -117,12 +117,20 @@ def _fills(shape: Shape, whole: Shape) -> bool:
 
 
 def _constants(op: Combine, facts: Facts) -> list[NDArray]:
-    """Each operand's constants. Where nobody reads it, it counts as what changes nothing."""
+    """Each operand's constants. What nobody reads counts as what changes nothing, but where the result is known.
+
+    Whoever knows a result need not read it, and still counts on it.
+    """
     own = Facts(facts.labels, facts.weight, constant=facts.constant)
     own.read[op.output] = facts.read[op.output]
     op.backward(own)
+    counted = Facts(facts.labels, facts.weight)
+    for value in op.inputs:
+        op.demand(counted, value, np.isfinite(facts.constant[op.output]))
     neutral = 1.0 if op.kind == "multiply" else 0.0
-    return [np.where(own.read[value], facts.constant[value], neutral) for value in op.inputs]
+    constants = [facts.constant[value] for value in op.inputs]
+    stays = [own.read[value] | (counted.read[value] & np.isfinite(facts.constant[value])) for value in op.inputs]
+    return [np.where(where, constant, neutral) for where, constant in zip(stays, constants, strict=True)]
 
 
 def _product(arrays: list[NDArray]) -> NDArray:

@@ -119,3 +119,19 @@ def bias_shifts(graph: ChannelGraph, facts: Facts, new: Narrowing) -> dict[Op, N
     """op -> what its bias gains (flat, over all old outputs) from constant inputs that are gone."""
     found = {op: op.shift(facts, new) for op in graph.ops}
     return {op: shift for op, shift in found.items() if shift is not None}
+
+
+def by_bias(shifts: dict[Op, NDArray], new: Narrowing) -> tuple[dict[Weight, NDArray], dict[Weight, NDArray]]:
+    """Where `bias_shifts` go.
+
+    Returns:
+        bias -> what it gains, flat over its old entries; kernel without one -> the bias it gets in the smaller model.
+    """
+    gained, made = {}, {}
+    for op, shift in shifts.items():
+        kernel, bias = op.weights()[0], getattr(op, "bias", None)
+        if bias is not None:
+            gained[bias] = shift
+        else:
+            made[kernel] = shift[new.indices[kernel, "write"].ravel()]
+    return gained, made

@@ -178,12 +178,16 @@ def _plain(conv: Any) -> bool:
 
 
 def _add_bias(conv: Any, more: np.ndarray, constants: Constants, uses: Counter[str]) -> None:
-    kernel = constants[conv.input[1]]
     if len(conv.input) > 2 and conv.input[2]:
         more = constants[conv.input[2]].astype(np.float64) + more
+    _set_bias(conv, more, constants, uses)
+
+
+def _set_bias(conv: Any, bias: np.ndarray, constants: Constants, uses: Counter[str]) -> None:
+    if len(conv.input) > 2 and conv.input[2]:
         uses[conv.input[2]] -= 1
     name = _fresh(f"{conv.input[1]}_bias", constants)
-    constants[name] = more.astype(kernel.dtype)
+    constants[name] = bias.astype(constants[conv.input[1]].dtype)
     uses[name] += 1
     del conv.input[2:]
     conv.input.append(name)
@@ -213,15 +217,8 @@ def _fold_into(conv: Any, op: str, by_channel: np.ndarray, constants: Constants,
         conv.input[1] = name
     else:
         bias = bias + by_channel
-    if op == "Mul" and not biased:
-        return
-    if biased:
-        uses[conv.input[2]] -= 1
-    name = _fresh(f"{conv.input[1]}_bias", constants)
-    constants[name] = bias.astype(kernel.dtype)
-    uses[name] += 1
-    del conv.input[2:]
-    conv.input.append(name)
+    if biased or op != "Mul":
+        _set_bias(conv, bias, constants, uses)
 
 
 def _fresh(name: str, taken: Container[str]) -> str:

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from tfprune.channels.graph import Boundary, Call, ChannelGraph
 from tfprune.channels.ops import Facts, Narrowing
 from tfprune.channels.simplify import Replacement
-from tfprune.channels.take import bias_shifts, slots_by_weight, take
-from tfprune.channels.weights import Weight
+from tfprune.channels.take import bias_shifts, by_bias, slots_by_weight, take
 from tfprune.errors import TfpruneError, TraceError
 from tfprune.keras_graph.arrays import handed_over
 from tfprune.keras_graph.expand import Body, alike, body_of, distinct, equal_settings, expand, ordered
@@ -79,14 +78,7 @@ class _Rebuilder:
         self.names: dict[int, str] = {}
         self.pairs: list[tuple[Any, Any]] = []
         # What biases gain; and what they become where a kernel has none.
-        self.shifts: dict[Weight, NDArray] = {}
-        self.new_biases: dict[Weight, NDArray] = {}
-        for op, shift in bias_shifts(graph, facts, new).items():
-            kernel, bias = op.weights()[0], getattr(op, "bias", None)
-            if bias is not None:
-                self.shifts[bias] = shift
-            else:
-                self.new_biases[kernel] = shift[new.indices[kernel, "write"].ravel()]
+        self.shifts, self.new_biases = by_bias(bias_shifts(graph, facts, new), new)
         self.composites = self._composites()
 
     def model(self, model: Any, body: Body, boundary: Boundary | None) -> Any:

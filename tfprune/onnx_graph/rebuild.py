@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from tfprune.channels.graph import Call, ChannelGraph
 from tfprune.channels.ops import Contract, Facts, Narrowing
 from tfprune.channels.simplify import Replacement
-from tfprune.channels.take import bias_shifts, slots_by_weight, take
-from tfprune.channels.weights import Weight
+from tfprune.channels.take import bias_shifts, by_bias, slots_by_weight, take
 from tfprune.errors import TfpruneError
 from tfprune.onnx_graph.lowering import Edit, Variable, free
 from tfprune.onnx_graph.model import Node, subgraphs, tensor_of, without_weights
@@ -53,14 +52,7 @@ class _Rebuilder:
         self.opset = next((v for d, v in self.known.opsets.items() if d in ("", "ai.onnx")), 1)
         self.calls: dict[int, Call] = {call.origin.index: call for call in graph.calls if isinstance(call.origin, Node)}
         self.slots = slots_by_weight(graph)
-        self.shifts: dict[Weight, NDArray] = {}
-        self.new_biases: dict[Weight, NDArray] = {}
-        for op, shift in bias_shifts(graph, facts, new).items():
-            kernel, bias = op.weights()[0], getattr(op, "bias", None)
-            if bias is not None:
-                self.shifts[bias] = shift
-            else:
-                self.new_biases[kernel] = shift[new.indices[kernel, "write"].ravel()]
+        self.shifts, self.new_biases = by_bias(bias_shifts(graph, facts, new), new)
         self.taken = {tensor.name for tensor in self.old.graph.initializer}
         self.taken |= {name for node in body.nodes for name in (*node.inputs, *node.outputs)}
         self.constants: dict[str, onnx.TensorProto] = {}

@@ -240,7 +240,7 @@ def unfoldable_constants(op: Op, facts: Facts, folds: bool, axes: tuple[int, ...
     value = op.inputs[0]
     constant = facts.constant[value]
     kept = np.isfinite(constant) & (constant != 0) & facts.read[value]
-    if folds:
+    if folds and kept.any():
         others = tuple(axis for axis in range(constant.ndim) if axis not in axes)
         kept &= (constant != constant.min(axis=others, keepdims=True)).any(axis=others, keepdims=True)
     if not kept.any():

@@ -398,18 +398,21 @@ class Combine(Op):
 
     def backward(self, facts: Facts) -> None:
         read = facts.read[self.output]
+        absorbs = self.kind == "multiply"
+        zeros = [self._aligned(facts.constant[value], read.ndim) == 0 for value in self.inputs] if absorbs else []
         for index, value in enumerate(self.inputs):
             wanted = read
-            if self.kind == "multiply":
-                # Beside a 0 nobody is read; of several the first is, or each could become something else.
-                zeros = [self._aligned(facts.constant[other], read.ndim) == 0 for other in self.inputs]
-                for other in zeros[:index]:
-                    wanted = wanted & ~other
-                for other in zeros[index + 1 :]:
-                    wanted = wanted & (~other | zeros[index])
-            shape = facts.labels[value].shape
-            extra = tuple(range(read.ndim - len(shape)))
-            facts.demand(value, np.any(wanted, axis=extra) if extra else wanted)
+            # Beside a 0 nobody is read; of several the first is, or each could become something else.
+            for other in zeros[:index]:
+                wanted = wanted & ~other
+            for other in zeros[index + 1 :]:
+                wanted = wanted & (~other | zeros[index])
+            self.demand(facts, value, wanted)
+
+    def demand(self, facts: Facts, value: int, wanted: Bools) -> None:
+        """Note that an operand is read where `wanted`, which is shaped as the result."""
+        extra = tuple(range(wanted.ndim - facts.labels[value].ndim))
+        facts.demand(value, np.any(wanted, axis=extra) if extra else wanted)
 
     def narrow(self, new: Narrowing) -> None:
         labels = new.labels[self.output]
