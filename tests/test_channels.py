@@ -37,7 +37,7 @@ PACKAGE = Path(tfprune.__file__).parent
 # Each may import from what stands to its left; those in one entry may import from each other.
 FLOW = (
     {"errors", "files", "tables"},
-    {"channels"},
+    {"channels", "processes"},
     {"keras_graph", "onnx_graph"},
     {"frontend"},
     {"criteria"},

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfprune.keras_graph.arrays import numbers
 from tfprune.keras_graph.rebuild import Rebuilt
 
 # Keras' list of the averages of the weights themselves (use_ema): what a bias has gained, its average gains too.
@@ -114,7 +115,7 @@ def _carried(old: Any, new: Any, rebuilt: Rebuilt) -> Iterator[str]:
 
 def _left(rebuilt: Rebuilt, variable: Any, before: Any, slot: Any) -> np.ndarray | None:
     """What is left of a slot; None if it is not known which parts of it belong to what is left."""
-    array = keras.ops.convert_to_numpy(slot)
+    array = numbers(slot)
     if tuple(slot.shape) == tuple(before.shape):
         return rebuilt.narrowed(before, array)
     return array if tuple(variable.shape) == tuple(before.shape) or array.ndim == 0 else None
@@ -122,5 +123,5 @@ def _left(rebuilt: Rebuilt, variable: Any, before: Any, slot: Any) -> np.ndarray
 
 def _average(rebuilt: Rebuilt, variable: Any, before: Any, array: np.ndarray | None) -> np.ndarray:
     """The average of a weight: with what the weight has gained by constants that were folded into it."""
-    value = keras.ops.convert_to_numpy(variable)
-    return value if array is None else array + (value - rebuilt.narrowed(before, keras.ops.convert_to_numpy(before)))
+    value = numbers(variable)
+    return value if array is None else array + (value - rebuilt.narrowed(before, numbers(before)))

@@ -39,6 +39,10 @@ class DataError(TfpruneError):
     """A data set does not hold what training needs."""
 
 
+class ProcessError(TfpruneError):
+    """The processes that train one model together do not hold the same."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Channels that stay although they were asked for, or look prunable, and why.

@@ -85,7 +85,7 @@ def failures(
         for slot, gone in slots:
             if slot.kind not in ("write", "depthwise", "read"):
                 continue
-            sums = np.abs(slot.rows(keras.ops.convert_to_numpy(variables[weight])))[gone].sum(axis=1, dtype=np.float64)
+            sums = np.abs(slot.rows(plan.graph.read(variables[weight])))[gone].sum(axis=1, dtype=np.float64)
             _, filters = np.unique(plan.graph.channel_of[slot.labels.ravel()[gone]], return_inverse=True)
             back = np.bincount(filters, weights=sums) >= tolerance
             pruned, failed = by_layer.get(weight.layer, (0, 0))

@@ -19,6 +19,7 @@ from tfprune.criteria.base import Criterion, GroupView, Unscored
 from tfprune.criteria.scoring import Scorer
 from tfprune.errors import DataError, PlanError, Refusal, TraceError, nearest
 from tfprune.frontend import trace
+from tfprune.keras_graph.arrays import numbers
 from tfprune.selection import select
 from tfprune.soft import Zeroing
 from tfprune.strip import strip
@@ -367,7 +368,7 @@ class _Copy:
 def _zeroed(model: keras.Model, plan: PruningPlan) -> Iterator[None]:
     """The plan's slices are 0 inside the block, and what they were behind it."""
     zeroing = Zeroing(model, plan)
-    held = {id(v): (v, np.array(keras.ops.convert_to_numpy(v))) for v, _, _ in zeroing.masks}
+    held = {id(v): (v, np.array(numbers(v))) for v, _, _ in zeroing.masks}
     try:
         zeroing.apply()
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import keras
@@ -55,6 +56,16 @@ class Zeroing:
         for (variable, split, _), mask in zip(self.masks, self._tensors, strict=True):
             _zero(variable, split, mask)
 
+    def apply_to_averages(self, optimizer: Any) -> None:
+        """Zero the plan's slices of the weights' averages (`use_ema`): they take the place of the weights later."""
+        for part in _parts(optimizer):
+            averages = getattr(part, "_model_variables_moving_average", ())
+            pairs = zip(part._trainable_variables, averages, strict=True) if averages else ()
+            own = {id(variable): average for variable, average in pairs if average is not None}
+            for (variable, split, _), mask in zip(self.masks, self._tensors, strict=True):
+                if id(variable) in own:
+                    _zero(own[id(variable)], split, mask)
+
     def apply_to_slots(self, optimizer: Any) -> None:
         """Zero the plan's slices of the optimizer's slots, so that momentum does not bring filters back."""
         found: dict[int, list[Any]] = {}
@@ -77,6 +88,16 @@ class Zeroing:
         for (variable, split, _), mask in zip(self.masks, self._tensors, strict=True):
             for slot in found.get(id(variable), ()):
                 _zero(slot, split, mask)
+
+
+def _parts(optimizer: Any) -> Iterator[Any]:
+    """The optimizers that an optimizer hands its work on to (loss scaling, one for each part of a model), or itself."""
+    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
+    found = [part for part in inner if part is not None]
+    for part in found:
+        yield from _parts(part)
+    if not found:
+        yield optimizer
 
 
 def zeros_in(model: Any, plan: PruningPlan) -> list[tuple[Any, NDArray]]:
@@ -106,7 +127,8 @@ def soft_prune(model: Any, plan: PruningPlan, *, slots: Literal["keep", "reset"]
     """Zero a plan in the model's weights, in place.
 
     Zeroed are the filters (kernel slices that write a channel) and their biases, BatchNormalization's gamma and beta,
-    the depthwise slices, and the kernel slices of whoever reads the channel. Moving means and variances stay.
+    the depthwise slices, and the kernel slices of whoever reads the channel, and the same in the averages of these
+    weights that an optimizer keeps (`use_ema=True`). BatchNormalization's moving means and variances stay.
 
     Args:
         model: the model the plan was made for, or one with the same layers: Keras, or a loaded `onnx.ModelProto`.
@@ -137,5 +159,8 @@ def soft_prune(model: Any, plan: PruningPlan, *, slots: Literal["keep", "reset"]
         return
     zeroing = Zeroing(model, plan)
     zeroing.apply()
-    if slots == "reset" and getattr(model, "optimizer", None) is not None:
-        zeroing.apply_to_slots(model.optimizer)
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None:
+        zeroing.apply_to_averages(optimizer)
+        if slots == "reset":
+            zeroing.apply_to_slots(optimizer)

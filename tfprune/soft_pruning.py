@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import keras
@@ -17,6 +17,7 @@ from tfprune.errors import PlanError
 from tfprune.frontend import trace
 from tfprune.latency import LatencyTable
 from tfprune.monitor import ConvergenceMonitor
+from tfprune.processes import agree, is_first
 from tfprune.schedules import Schedule, as_schedule
 from tfprune.selection import Request, Scope, select
 from tfprune.soft import Zeroing
@@ -59,9 +60,12 @@ class SoftPruning(keras.callbacks.Callback):
         plan: the `PruningPlan` that is zeroed now.
 
     Raises:
+        ProcessError: (while training) the processes that train together chose differently.
         PlanError: not exactly one of ratio, thresholds and budgets, a value out of range, an unknown criterion, mode
             or policy, a criterion that needs data without any.
         DataError: data that can be read only once.
+
+    In a loop of your own, instead of `fit`: `start`, `after_step`, `after_epoch`, `finish`; see docs/loops.md.
 
     >>> import keras, numpy as np, tfprune
     >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(8, 3, activation="relu"),
@@ -145,6 +149,7 @@ class SoftPruning(keras.callbacks.Callback):
         self.stop_when_converged, self.csv, self.tensorboard = stop_when_converged, csv, tensorboard
         self.monitor = ConvergenceMonitor(max_failure_rate)
         self.plan: PruningPlan | None = None
+        self._loop: _Loop | None = None
 
     # -- Keras' events --------------------------------------------------------------------------------------------
 
@@ -155,9 +160,11 @@ class SoftPruning(keras.callbacks.Callback):
         }
         if "latency" in self.scheduled and self.latency_table is None:
             self.latency_table = LatencyTable.measure(self._graph)
-        self._step, self._skipped, self._epoch = 0, 0, 0
+        self._step, self._skipped, self._epoch, self._zeroed = 0, 0, 0, 0
         self._zeroing: Zeroing | None = None
-        self._masks = _Masks(self.model, self._graph) if self.mode == "hard" else None
+        # In a loop of one's own, jax.jit would keep the first masks: zeros are held by hand there.
+        held = self._loop is None or (self._optimizer() is not None and keras.backend.backend() != "jax")
+        self._masks = _Masks(self.model, self._graph) if self.mode == "hard" and held else None
         self._epoch_done = True
         self.plan = None
         if self.begin == 0:
@@ -181,16 +188,100 @@ class SoftPruning(keras.callbacks.Callback):
         if logs is not None:
             logs["failure_rate"] = self.monitor.rate
             logs["pruned_channels"] = float(self.plan.pruned if self.plan else 0)
-        if self.csv is not None:
+        if self.csv is not None and is_first():
             self.monitor.to_csv(self.csv)
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._zeroing is not None:
-            self._zeroing.apply()
+        self._zero()
         if self._masks is not None:
             self._masks.release()
-        if self.tensorboard is not None:
+        if self.tensorboard is not None and is_first():
             self.monitor.to_tensorboard(self.tensorboard)
+
+    # -- a loop of your own -----------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        model: keras.Model,
+        *,
+        optimizer: Any = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        synchronize: Callable[[], Any] | None = None,
+    ) -> None:
+        """Begin a training loop that is not `fit`; call it before the first step is traced or compiled.
+
+        Args:
+            model: what is trained; it need not be compiled.
+            optimizer: what trains it, if that is not the model's own. A Keras optimizer takes part in `slots="reset"`
+                and, but on JAX, in `mode="hard"`; with others, hard pruning zeroes after every step instead.
+            epochs: how many there will be; a sequence of ratios is spread over them.
+            steps: of an epoch; a sequence is spread over them if `every` counts steps.
+            synchronize: called before the model's variables are looked at, to write into them what the loop keeps
+                elsewhere: on JAX, where weights are passed from step to step.
+
+        Raises:
+            PlanError: `slots="reset"` with nothing that has slots tfprune knows; a sequence without its length.
+        """
+        optimizer = getattr(model, "optimizer", None) if optimizer is None else optimizer
+        if self.slots == "reset" and not isinstance(optimizer, keras.optimizers.Optimizer):
+            came = "none came" if optimizer is None else f"{type(optimizer).__name__} came"
+            raise PlanError(f"slots='reset' needs a Keras optimizer, and {came}; give optimizer=, or slots='keep'")
+        self.set_model(model)
+        self.set_params({"epochs": epochs, "steps": steps})
+        self._loop = _Loop(optimizer, synchronize)
+        self.on_train_begin()
+
+    def after_step(self) -> bool:
+        """Call it after each step.
+
+        Returns:
+            whether weights were zeroed now, so that a loop that keeps them elsewhere takes them from the model anew.
+        """
+        loop, before = self._own_loop(), self._zeroed
+        if self._epoch_done:
+            self.on_epoch_begin(loop.epoch)
+        self.on_train_batch_end(self._step)
+        if self.mode == "hard" and self._masks is None and self._zeroed == before:
+            self._synchronize()
+            self._zero()
+        return self._zeroed > before
+
+    def after_epoch(self) -> bool:
+        """Call it after each epoch, before validation and checkpoints.
+
+        Returns:
+            as `after_step`. With `stop_when_converged`, `model.stop_training` says whether to go on.
+        """
+        loop, before = self._own_loop(), self._zeroed
+        if self._epoch_done:  # an epoch without a step
+            self.on_epoch_begin(loop.epoch)
+        self._synchronize()
+        self.on_epoch_end(loop.epoch)
+        loop.epoch += 1
+        return self._zeroed > before
+
+    def finish(self) -> None:
+        """Call it when training has ended: what the plan says is 0 in the model, and constraints are given back."""
+        self._own_loop()
+        self._synchronize()
+        self.on_train_end()
+        self._loop = None
+
+    def set_model(self, model: keras.Model) -> None:
+        """Keras calls it before `fit`."""
+        super().set_model(model)
+        self._loop = None
+
+    def _own_loop(self) -> _Loop:
+        if self._loop is None:
+            raise PlanError("the loop has not begun; call start(model) before the first step")
+        return self._loop
+
+    def _optimizer(self) -> Any:
+        """A Keras optimizer that trains the model, or None."""
+        optimizer = getattr(self.model, "optimizer", None) if self._loop is None else self._loop.optimizer
+        return optimizer if isinstance(optimizer, keras.optimizers.Optimizer) else None
 
     # -- what they do ---------------------------------------------------------------------------------------------
 
@@ -198,14 +289,18 @@ class SoftPruning(keras.callbacks.Callback):
         """How many epochs or steps each value of a sequence gets."""
         if not isinstance(values, Sequence):
             return 1
-        epochs = int(self.params.get("epochs") or 1)
+        epochs = self.params.get("epochs")
+        if epochs is None:
+            raise PlanError("a sequence is spread over the epochs; give epochs= to start, or a schedule instead")
+        epochs = int(epochs)
         if self.every == "epoch":
             return max(1, (epochs - self.begin) // len(values))
         steps = self.params.get("steps")
         if steps is None:
             raise PlanError(
                 "a sequence over steps needs to know how many there are, and fit does not; "
-                "give steps_per_epoch to fit, every='epoch', or a schedule such as tfprune.schedules.Ladder"
+                "give steps_per_epoch to fit (steps to start), every='epoch', or a schedule such as "
+                "tfprune.schedules.Ladder"
             )
         return max(1, (epochs * int(steps) - self.begin) // len(values))
 
@@ -221,12 +316,12 @@ class SoftPruning(keras.callbacks.Callback):
                 return
             upcoming = self._epoch + 1
             if upcoming >= self.begin:
-                last = self.plan is not None and upcoming >= int(self.params.get("epochs") or upcoming)
+                last = self.plan is not None and upcoming >= int(self.params.get("epochs") or upcoming + 1)
                 self._choose(self._epoch if last else upcoming)
         elif self._zeroing is not None:
             self._synchronize()
             self._measure()
-            self._zeroing.apply()
+            self._zero()
 
     def _converged_early(self) -> bool:
         """With `stop_when_converged`: skip to the next value of the ladder, or stop behind the last."""
@@ -238,8 +333,7 @@ class SoftPruning(keras.callbacks.Callback):
             if self._amount(upcoming) != now:
                 self._skipped += upcoming - (self._epoch + 1)
                 return False
-        if self._zeroing is not None:
-            self._zeroing.apply()
+        self._zero()
         self.model.stop_training = True
         return True
 
@@ -264,19 +358,42 @@ class SoftPruning(keras.callbacks.Callback):
         if self.mode == "hard" and self.plan is not None:
             layers = tuple(dict.fromkeys((*self.plan.layers, *plan.layers)))
             plan = replace(plan, gone=plan.gone | self.plan.gone, layers=layers)
+        agree(
+            f"the channels chosen at {progress}",
+            *(progress, *self._current.values(), plan.gone, *plan.layers),
+            hint="give all the same model, weights (keras.utils.set_random_seed), schedule and data=",
+        )
         self.plan = plan
         self._zeroing = Zeroing(self.model, plan)
-        self._zeroing.apply()
-        if self.slots == "reset" and getattr(self.model, "optimizer", None) is not None:
-            self._zeroing.apply_to_slots(self.model.optimizer)
+        self._zero()
+        if self.slots == "reset" and self._optimizer() is not None:
+            self._zeroing.apply_to_slots(self._optimizer())
         if self._masks is not None:
             self._masks.hold(self._zeroing)
 
+    def _zero(self) -> None:
+        """Zero what the plan says in the weights, and in their averages, which may take their place."""
+        if self._zeroing is None:
+            return
+        self._zeroing.apply()
+        if self._optimizer() is not None:
+            self._zeroing.apply_to_averages(self._optimizer())
+        self._zeroed += 1
+
     def _synchronize(self) -> None:
         """On JAX the weights live in the training loop during an epoch; have them written back."""
-        synchronize = getattr(self.model, "jax_state_sync", None)
+        synchronize = getattr(self.model, "jax_state_sync", None) if self._loop is None else self._loop.synchronize
         if synchronize is not None:
             synchronize()
+
+
+@dataclass
+class _Loop:
+    """A training loop that is not `fit`."""
+
+    optimizer: Any
+    synchronize: Callable[[], Any] | None
+    epoch: int = 0
 
 
 class _Masks:
@@ -296,7 +413,7 @@ class _Masks:
             )
             masks[slot.split] = keras.Variable(np.ones(shape, bool), dtype="bool", trainable=False)
             variable.constraint = _Masked(before, masks)
-        model.make_train_function(force=True)
+        self._compile()
 
     def hold(self, zeroing: Zeroing) -> None:
         """Hold what `zeroing` zeroes, and nothing else."""
@@ -305,7 +422,7 @@ class _Masks:
             for split, mask in masks.items():
                 mask.assign(np.broadcast_to(wanted.get((key, split), True), mask.shape))
         if keras.backend.backend() == "jax":
-            self.model.make_train_function(force=True)
+            self._compile()
 
     def release(self) -> None:
         """Give the variables their own constraints back; the next training compiles its step without the masks."""
@@ -313,6 +430,11 @@ class _Masks:
             variable.constraint = before
         self._held.clear()
         self.model.train_function = None
+
+    def _compile(self) -> None:
+        """Have Keras make its training step anew; a loop of one's own has its own."""
+        if self.model.compiled:
+            self.model.make_train_function(force=True)
 
 
 class _Masked(keras.constraints.Constraint):

@@ -13,6 +13,7 @@ import numpy as np
 
 from tfprune.errors import VerificationError
 from tfprune.frontend import is_onnx
+from tfprune.keras_graph.arrays import numbers
 from tfprune.keras_graph.expand import input_structure, readers, whole
 
 # Of the largest output. float64 networks agree to rounding; float32 ones to what a sum in another order costs.
@@ -145,7 +146,7 @@ def run(
     held = [*weights, *((state, keras.ops.zeros_like(state.value)) for state in _states(model))]
     with keras.StatelessScope(state_mapping=held) if held else contextlib.nullcontext():
         outputs = model(packed, training=False)
-    return [keras.ops.convert_to_numpy(keras.ops.cast(y, _comparable(y.dtype))) for y in keras.tree.flatten(outputs)]
+    return [numbers(keras.ops.cast(y, _comparable(y.dtype))) for y in keras.tree.flatten(outputs)]
 
 
 def _states(model: keras.Model) -> list[keras.Variable]:

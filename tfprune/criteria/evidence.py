@@ -21,6 +21,7 @@ from tfprune.criteria.features import At, Feature, FeatureMap, Gradient, feature
 from tfprune.criteria.gradients import differentiated, tapped
 from tfprune.criteria.sample import Sample
 from tfprune.errors import DataError, PlanError, TfpruneError
+from tfprune.keras_graph.arrays import numbers
 
 Need = Feature | Gradient
 Key = tuple[int, int]
@@ -215,7 +216,7 @@ class _Pass:
             for feature, row in zip(features, measured, strict=True):
                 evidence.measured[key, feature] = row / (sums.samples * self.calls[key])
         for gradient in self.gradients:
-            arrays = (ops.convert_to_numpy(total) / sums.samples for total in sums.totals[gradient])
+            arrays = (numbers(total) / sums.samples for total in sums.totals[gradient])
             evidence.gradients[gradient] = dict(zip(self.weights, arrays, strict=True))
         return evidence
 
@@ -230,8 +231,8 @@ class _Sums:
 
     def add(self, samples: int, loss: Any, measured: list[Any], gradients: list[Any]) -> None:
         self.samples += samples
-        self.loss += float(ops.convert_to_numpy(loss))
-        arrays = [np.asarray(ops.convert_to_numpy(one), np.float64) for one in measured]
+        self.loss += float(numbers(loss))
+        arrays = [np.asarray(numbers(one), np.float64) for one in measured]
         self.measured = [a + b for a, b in zip(self.measured, arrays, strict=True)] if self.measured else arrays
         for gradient, before in self.totals.items():
             powers = [one * one for one in gradients] if gradient.power == 2 else gradients

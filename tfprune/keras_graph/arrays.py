@@ -9,15 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfprune.channels.take import aligned
+from tfprune.processes import whole
 
 
 def numbers(variable: Any) -> NDArray:
-    """What a variable holds, read-only; where the backend allows it, a view of its own memory."""
+    """What a variable or tensor holds, read-only; where the backend allows it, a view of its own memory.
+
+    This is the one place where a model's weights are read: they may be spread over devices and processes.
+    """
     if keras.backend.backend() == "torch":
         array = np.asarray(keras.ops.convert_to_numpy(variable))
     else:
         # Asking the variable itself makes a copy on TensorFlow.
-        array = np.asarray(keras.ops.stop_gradient(variable))
+        array = np.asarray(whole(keras.ops.stop_gradient(variable)))
     array = array.view()
     array.flags.writeable = False
     return array

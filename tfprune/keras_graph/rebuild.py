@@ -26,7 +26,7 @@ from tfprune.channels.ops import Facts, Narrowing
 from tfprune.channels.simplify import Replacement
 from tfprune.channels.take import bias_shifts, by_bias, slots_by_weight, take
 from tfprune.errors import TfpruneError, TraceError
-from tfprune.keras_graph.arrays import handed_over
+from tfprune.keras_graph.arrays import handed_over, numbers
 from tfprune.keras_graph.expand import Body, alike, body_of, distinct, equal_settings, expand, ordered
 from tfprune.keras_graph.lowering import again, has_mask
 
@@ -360,7 +360,7 @@ class _Rebuilder:
     def _array(self, variable: Any) -> NDArray:
         weight = self.weights.get(id(variable))
         if weight is None:
-            return keras.ops.convert_to_numpy(variable)
+            return numbers(variable)
         array = self.facts.weight(weight)
         slots = self.slots.get(weight)
         if weight in self.shifts:
