@@ -55,6 +55,7 @@ FLOW = (
         "data",
     },
     {"export"},
+    {"from_tensorflow"},
     {"latency", "bench"},
     {"selection", "soft_pruning", "sensitivity", "sparse"},
     {"pruning"},

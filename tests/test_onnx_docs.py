@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from onnx_models import Net
+from test_from_tensorflow import tf1_graph
 
 import tfprune
 from tfprune.onnx_graph.model import save
@@ -17,6 +18,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     x = net.add("Relu", net.conv(x, 8, 8))
     model = net.model({"x": ("N", 3, 8, 8)}, [net.add("GlobalAveragePool", net.conv(x, 8, 4))])
     save(model, tmp_path / "model.onnx")
+    (tmp_path / "frozen.pb").write_bytes(tf1_graph().SerializeToString())
     monkeypatch.chdir(tmp_path)
     text = (Path(tfprune.__file__).parent.parent / "docs" / "onnx.md").read_text()
     scope: dict = {}

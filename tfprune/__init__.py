@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tfprune.errors import TfpruneError
     from tfprune.export import export
     from tfprune.from_onnx import to_keras
+    from tfprune.from_tensorflow import from_tensorflow
     from tfprune.frontend import trace
     from tfprune.keras_graph.lowering import register_rule
     from tfprune.monitor import ConvergenceMonitor
@@ -39,6 +40,7 @@ _HOMES = {
     "TfpruneError": "errors",
     "cost": "cost",
     "export": "export",
+    "from_tensorflow": "from_tensorflow",
     "register_rule": "keras_graph.lowering",
     "remove_layers": "remove_layers",
     "select": "selection",
@@ -60,6 +62,7 @@ __all__ = [
     "TfpruneError",
     "cost",
     "export",
+    "from_tensorflow",
     "register_rule",
     "remove_layers",
     "select",

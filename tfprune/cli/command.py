@@ -166,7 +166,8 @@ def commands() -> dict[str, Command]:
     """All commands by name. A module in `commands/` with a `COMMAND` is one.
 
     >>> sorted(commands())
-    ['bench', 'cost', 'draw', 'export', 'inspect', 'prune', 'remove_layers', 'sensitivity', 'strip', 'verify', 'view']
+    ['bench', 'cost', 'draw', 'export', 'inspect', 'prune', 'remove_layers', 'sensitivity', 'strip', 'to_keras',
+     'verify', 'view']
     """
     package = importlib.import_module("tfprune.cli.commands")
     found = (importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__))

@@ -7,9 +7,10 @@ import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from tfprune.cli.command import Flag
+from tfprune.cli.command import Flag, UsageError
 from tfprune.data import import_function
 from tfprune.errors import CheckpointError, TfpruneError
 from tfprune.files import atomic_path
@@ -32,9 +33,51 @@ CLASSES = Flag(
 )
 SOURCE = (MODEL, INPUT_SHAPE, CLASSES)
 MODEL_OR_ONNX = dataclasses.replace(
-    MODEL, help=MODEL.help.replace("a .keras file;", "a .keras or .onnx file;"), value="PATH|module:function|NAME"
+    MODEL,
+    help=MODEL.help.replace(
+        "a .keras file;", "a .keras or .onnx file; a frozen .pb or a SavedModel directory, which become ONNX;"
+    ),
+    value="PATH|module:function|NAME",
 )
-SOURCE_OR_ONNX = (MODEL_OR_ONNX, INPUT_SHAPE, CLASSES)
+TENSORS = (
+    Flag("inputs", "Tensors of a frozen .pb where data comes in, such as x:0; by default its placeholders.", "LIST",
+         kind="list"),
+    Flag("outputs", "Its outputs, such as y:0; by default what no other node reads. Or results of a SavedModel.",
+         "LIST", kind="list"),
+    Flag("signature", "Of a SavedModel; by default serving_default, or the only one.", "NAME"),
+)  # fmt: skip
+SOURCE_OR_ONNX = (MODEL_OR_ONNX, INPUT_SHAPE, CLASSES, *TENSORS)
+
+
+def given(options: SimpleNamespace, spec: str | None = None) -> Any:
+    """The model that the flags of `SOURCE_OR_ONNX` mean, or another one of the same kind."""
+    spec = spec or options.model
+    if is_tensorflow(spec):
+        return _of_tensorflow(spec, options)
+    named = [flag.name for flag in TENSORS if getattr(options, flag.name)]
+    if named:
+        raise UsageError(f"--{named[0]} is for a frozen .pb or a SavedModel, and {spec!r} is neither")
+    return load(spec, getattr(options, "input_shape", None), getattr(options, "classes", None))
+
+
+def is_tensorflow(spec: str) -> bool:
+    """Whether this is a frozen graph or a SavedModel."""
+    return spec.endswith(".pb") or Path(spec).is_dir()
+
+
+def is_onnx(spec: str) -> bool:
+    """Whether this is a model that is pruned as ONNX, and not trained."""
+    return spec.endswith(".onnx") or is_tensorflow(spec)
+
+
+def _of_tensorflow(spec: str, options: SimpleNamespace) -> Any:
+    from tfprune.from_tensorflow.convert import convert
+
+    shape = _shape(getattr(options, "input_shape", None))
+    shapes = None if shape is None else (None, *shape)
+    made = convert(spec, options.inputs, options.outputs, options.signature, shapes)
+    print(f"{spec}: {made.taken}; ONNX against TensorFlow {made.verification}")
+    return made.model
 
 
 def load(spec: str, input_shape: Any = None, classes: int | None = None) -> Any:

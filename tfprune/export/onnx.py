@@ -49,10 +49,7 @@ def write(model: keras.Model, path: Path, options: Options) -> None:
         if origins.get(name, name) in open_weights
     }
     onnx_passes.rename_constants(onnx_model, constants, paths)
-    onnx_passes.fold_affine(onnx_model, constants)
-    onnx_passes.fold_affine_behind(onnx_model, constants)
-    onnx_passes.fuse_hard_sigmoid(onnx_model, constants)
-    onnx_passes.keep_zero_padding(onnx_model)
+    onnx_passes.simplify(onnx_model, constants)
     shapes = options.shapes or tuple(tuple(x.shape) for x in model.inputs)
     if channels_first:
         shapes = tuple(nchw(shape) if len(shape) == 4 else shape for shape in shapes)

@@ -102,6 +102,14 @@ _FOLDABLE: Mapping[str, Callable[[Any, list[np.ndarray]], np.ndarray]] = {
 }
 
 
+def simplify(model: Any, constants: Constants) -> None:
+    """What every file that tf2onnx has written gets: affine operations folded, and what runtimes get wrong avoided."""
+    fold_affine(model, constants)
+    fold_affine_behind(model, constants)
+    fuse_hard_sigmoid(model, constants)
+    keep_zero_padding(model)
+
+
 def fold_affine(model: Any, constants: Constants) -> None:
     """Fold Mul and Add by a constant a channel (BatchNormalization) into the convolution before them, in float64.
 
@@ -352,6 +360,8 @@ def finish(
 def _declaration(name: str, shape: Any, info: Any) -> Any:
     from onnx import helper
 
+    if shape is None:
+        return helper.make_tensor_value_info(name, info.type.tensor_type.elem_type, None)
     axes = [("batch" if axis == 0 else f"{name}_{axis}") if size is None else size for axis, size in enumerate(shape)]
     return helper.make_tensor_value_info(name, info.type.tensor_type.elem_type, axes)
 
@@ -363,8 +373,13 @@ def halved(model: Any) -> Any:
     return convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
 
 
-def check(model: Any, opset: int, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+def check(
+    model: Any, opset: int, inputs: tuple[str, ...], outputs: tuple[str, ...], advice: str = "export it as saved_model"
+) -> None:
     """Refuse what `onnx.checker` lets pass: unknown operators, other domains, inputs that the Keras model lacks.
+
+    Args:
+        advice: what to do about unknown operators.
 
     Raises:
         ExportError: the file would not run, or not with the model's inputs.
@@ -379,11 +394,11 @@ def check(model: Any, opset: int, inputs: tuple[str, ...], outputs: tuple[str, .
     )
     if foreign:
         listed = ", ".join(f"{name} ({count} times)" for name, count in sorted(foreign.items()))
-        raise ExportError(f"the model needs operators that ONNX {opset} lacks: {listed}; export it as saved_model")
+        raise ExportError(f"the model needs operators that ONNX {opset} lacks: {listed}; {advice}")
     found = tuple(value.name for value in model.graph.input), tuple(value.name for value in model.graph.output)
     if found != (inputs, outputs):
         raise ExportError(
-            f"the ONNX graph has inputs {found[0]} and outputs {found[1]}, but the Keras model {inputs} and {outputs}"
+            f"the ONNX graph has inputs {found[0]} and outputs {found[1]}, but the model {inputs} and {outputs}"
         )
 
 

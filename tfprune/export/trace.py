@@ -20,6 +20,8 @@ from tfprune.export.registry import Options
 
 #: protobuf, which a GraphDef and an ONNX file are, stops at 2 GiB.
 PROTOBUF_LIMIT = 2**31 - 2**20
+#: what is appended to the name of a node that stands in the way of an input's or output's
+INNER = "__inner"
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
@@ -78,7 +80,7 @@ def trace(model: keras.Model, options: Options, lower_control_flow: bool, channe
     missing = [spec.name for spec in input_specs + weight_specs if spec.name not in given]
     if missing:
         raise ExportError(f"{model.name!r}: TensorFlow lost the inputs {missing} while freezing the graph")
-    graph_def = _outputs_only(
+    graph_def = outputs_only(
         frozen.graph.as_graph_def(),
         renamed={
             **{spec.name: name for spec, name in zip(input_specs, options.inputs, strict=True)},
@@ -139,7 +141,7 @@ def _functions_inlined() -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def _outputs_only(graph_def: Any, renamed: dict[str, str], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+def outputs_only(graph_def: Any, renamed: dict[str, str], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
     """What the outputs need, plus all inputs, with `renamed` nodes; inputs first, outputs last."""
     import tensorflow as tf
 
@@ -147,7 +149,7 @@ def _outputs_only(graph_def: Any, renamed: dict[str, str], inputs: tuple[str, ..
     names = {node.name: node.name for node in graph_def.node}
     for name in list(names):
         if name in taken and name not in renamed:
-            names[name] = f"{name}__inner"
+            names[name] = f"{name}{INNER}"
     names.update(renamed)
     for node in graph_def.node:
         node.name = names[node.name]

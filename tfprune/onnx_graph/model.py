@@ -112,11 +112,15 @@ def load(model: Any) -> onnx.ModelProto:
 
 def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
+        _refuse_tensorflow(path)
         raise TraceError(f"{str(path)!r} does not exist or is no file; give an .onnx file or a loaded keras.Model")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
+        _refuse_tensorflow(path)
         raise TraceError(f"{str(path)!r} is no ONNX model, or is damaged ({_first(error)})") from error
+    if not model.graph.node:  # protobuf reads many a message as another
+        _refuse_tensorflow(path)
     folder = path.resolve().parent
     for tensor in tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -126,6 +130,15 @@ def _read(path: Path) -> onnx.ModelProto:
     except Exception as error:
         raise TraceError(f"the weights beside {str(path)!r} cannot be read ({_first(error)})") from error
     return model
+
+
+def _refuse_tensorflow(path: Path) -> None:
+    """Raises: TraceError: it is a frozen graph or a SavedModel."""
+    if path.is_dir() or (path.is_file() and path.suffix == ".pb"):
+        raise TraceError(
+            f"{str(path)!r} is no ONNX model; of a frozen graph or a SavedModel of TensorFlow, "
+            f"tfprune.from_tensorflow(path) makes one"
+        )
 
 
 def _check_place(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:

@@ -11,11 +11,11 @@ from tfprune.cli.command import Command, Flag
 def _run(options: SimpleNamespace) -> None:
     from tfprune.cost import compare_table, cost
 
-    count = cost(models.load(options.model, options.input_shape, options.classes))
+    count = cost(models.given(options))
     if options.after is None:
         print(count)
     else:
-        print(compare_table(count, cost(models.load(options.after, options.input_shape, options.classes))))
+        print(compare_table(count, cost(models.given(options, options.after))))
 
 
 COMMAND = Command(

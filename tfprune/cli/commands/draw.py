@@ -12,8 +12,8 @@ from tfprune.cli.command import Command, Flag, UsageError
 def _run(options: SimpleNamespace) -> None:
     from tfprune.report.graphs import draw
 
-    model = models.load(options.model, options.input_shape, options.classes)
-    other = models.load(options.other, options.input_shape, options.classes) if options.other else None
+    model = models.given(options)
+    other = models.given(options, options.other) if options.other else None
     print(f"wrote {draw(model, options.output, other, Path(options.model).name)}")
 
 

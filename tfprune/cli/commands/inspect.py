@@ -11,7 +11,7 @@ from tfprune.cli.command import Command
 def _run(options: SimpleNamespace) -> None:
     import tfprune
 
-    print(tfprune.trace(models.load(options.model, options.input_shape, options.classes)))
+    print(tfprune.trace(models.given(options)))
 
 
 COMMAND = Command(

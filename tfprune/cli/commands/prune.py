@@ -21,7 +21,7 @@ def _run(options: SimpleNamespace) -> None:
     from tfprune.report.stages import RunReport, measure
 
     output = output_directory(options.output_dir)
-    if options.model.endswith(".onnx"):
+    if models.is_onnx(options.model):
         return _once(options, output)
     keras.utils.set_random_seed(options.seed)
     dataset = datasets.load(options)
@@ -60,7 +60,7 @@ def _once(options: SimpleNamespace, output: Path) -> None:
     import tfprune
 
     amount: dict[str, Any] = _amounts(options) or {"threshold": options.thresholds[0]}
-    model = models.load(options.model)
+    model = models.given(options)
     amount |= _latency_table(options)
     plan = tfprune.select(
         model, options.criterion, layers=options.layers, heads=options.heads, **amount, **_selection(options)
@@ -82,8 +82,8 @@ def _check(options: SimpleNamespace) -> None:
         raise UsageError("--latency_table is what --latency is predicted by; give that as well")
     if options.schedule is not None:
         _check_schedule(options)
-    if options.model.endswith(".onnx") and not amounts and len(options.thresholds or ()) != 1:
-        raise UsageError("an .onnx file is not trained, but pruned once: give --ratio, a budget or one of --thresholds")
+    if models.is_onnx(options.model) and not amounts and len(options.thresholds or ()) != 1:
+        raise UsageError("an ONNX model is not trained, but pruned once: give --ratio, a budget or one of --thresholds")
     if not amounts and options.thresholds is None:
         options.thresholds = (0.8, 0.7, 0.6, 0.55, 0.5)
 
@@ -238,7 +238,7 @@ COMMAND = Command(
         "Trains the model (Adam, cross-entropy), zeroes redundant channels and trains on, threshold after threshold, "
         "until few enough come back; strips what is zero, exports the result and compares accuracy, parameters, MACs, "
         "file size and latency with the model before. For a training loop of your own use tfprune.Pruning or "
-        "tfprune.SoftPruning from Python. An .onnx file is not trained: it is pruned once by its weights; --ratio, a "
+        "tfprune.SoftPruning from Python. An ONNX model is not trained: it is pruned once by its weights; --ratio, a "
         "budget or one threshold says how much."
     ),
     example=(
@@ -247,6 +247,7 @@ COMMAND = Command(
     ),
     flags=(
         models.MODEL_OR_ONNX,
+        *models.TENSORS,
         *datasets.SOURCE,
         Flag("output_dir", "Where everything goes; created if need be.", "DIR", required=True),
         Flag("train_epochs", "Epochs before pruning; 0 for a model that is trained.", "N", 10, "integer", low=0),

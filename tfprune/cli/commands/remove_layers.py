@@ -1,4 +1,4 @@
-"""Take whole convolutions out of an ONNX model."""
+"""Take whole convolutions out of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _run(options: SimpleNamespace) -> None:
 
     folder = output_directory(options.output_dir)
     result = tfprune.remove_layers(
-        models.load(options.model),
+        models.given(options),
         options.percent,
         seed=options.seed,
         criterion=options.criterion,
@@ -24,15 +24,13 @@ def _run(options: SimpleNamespace) -> None:
 
 
 def _check(options: SimpleNamespace) -> None:
-    if not options.model.endswith(".onnx"):
-        raise UsageError(f"--model must be an .onnx file, and {options.model!r} came; tfprune export writes one")
     if (options.percent is None) == (options.names is None):
         raise UsageError("give either --percent or --names")
 
 
 COMMAND = Command(
     name="remove_layers",
-    summary="take whole convolutions out of an ONNX model and mend their neighbours",
+    summary="take whole convolutions out of a model and mend their neighbours",
     description=(
         "Chooses convolutions at random, by the lowest scores of a criterion or by name, and removes them one by one: "
         "channels, strides and spatial sizes of what is left fit together, residual additions and concatenations stay "
@@ -40,12 +38,19 @@ COMMAND = Command(
     ),
     example="tfprune remove_layers --model=vgg19.onnx --percent=30 --output_dir=smaller",
     flags=(
-        Flag("model", "The model.", "PATH.onnx", required=True),
-        Flag("percent", "How many of the Conv nodes go.", "PERCENT", kind="number", low=0, high=100),
+        *models.SOURCE_OR_ONNX,
+        Flag(
+            "percent",
+            "How many of the convolutions go, rounded down to whole ones.",
+            "PERCENT",
+            kind="number",
+            low=0,
+            high=100,
+        ),
         Flag("names", "Exactly these go.", "LIST", kind="list"),
         Flag("criterion", "The lowest scores go instead of random ones: l1, l2, ...", "NAME"),
         Flag("seed", "Of the random choice.", "N", 0, "integer", low=0),
-        Flag("output_dir", "Where model.onnx goes; created if need be.", "DIR", required=True),
+        Flag("output_dir", "Where model.onnx or model.keras goes; created if need be.", "DIR", required=True),
     ),
     run=_run,
     check=_check,

@@ -15,7 +15,7 @@ def _run(options: SimpleNamespace) -> None:
     from tfprune.files import output_directory
 
     folder = output_directory(options.output_dir)
-    model = models.load(options.model, options.input_shape, options.classes)
+    model = models.given(options)
     plan = None if options.plan is None else _plan(options.plan, model)
     result = tfprune.strip(model, plan, verify=options.verify, samples=options.samples, seed=options.seed)
     output = models.save(result.model, folder)

@@ -13,22 +13,22 @@ from tfprune.frontend import is_onnx
 
 
 def _run(options: SimpleNamespace) -> int:
-    model = models.load(options.model, options.input_shape, options.classes)
+    model = models.given(options)
     from tfprune.verify import verify
 
-    other = _other(options.other, model)
+    other = _other(options, model)
     found = verify(model, other, samples=options.samples, seed=options.seed, tolerance=options.tolerance)
     print(f"{options.model} and {options.other}: {found}")
     return 0 if found.equal else 1
 
 
-def _other(path: str, model: Any) -> Any:
+def _other(options: SimpleNamespace, model: Any) -> Any:
     """A Keras model, or for another format a function from inputs to outputs in that format's own runtime."""
-    suffix = Path(path).suffix
+    path, suffix = options.other, Path(options.other).suffix
     if is_onnx(model):
-        if suffix != ".onnx":
-            raise CheckpointError(f"an .onnx file is compared with another, and {path!r} came")
-        return models.load(path)
+        if not models.is_onnx(path):
+            raise CheckpointError(f"an ONNX model is compared with another, and {path!r} came")
+        return models.given(options, path) if models.is_tensorflow(path) else models.load(path)
     if suffix in (".keras", ".h5", ".hdf5"):
         return models.load_file(path)
     from tfprune.export.names import functional, input_names, output_names

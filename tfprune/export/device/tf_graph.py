@@ -16,8 +16,8 @@ def load(path, inputs, outputs, threads=None):
 
     Args:
         path: the file.
-        inputs: names of the Placeholders, in the order of the arrays to come.
-        outputs: names of the nodes wanted.
+        inputs: names of the Placeholders (or of tensors, as x:0), in the order of the arrays to come.
+        outputs: names of the nodes (or tensors) wanted.
         threads: how many threads one operator may use; None leaves it to TensorFlow.
     """
     tf = runtime()
@@ -30,13 +30,21 @@ def load(path, inputs, outputs, threads=None):
         tf.import_graph_def(graph_def, name="")
     del graph_def
     config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads or 0)
+    # TensorFlow's convolutions on a CPU want the channels last.
+    rewriting = config.graph_options.rewrite_options
+    rewriting.cpu_layout_conversion = rewriting.NCHW_TO_NHWC
     session = tf.compat.v1.Session(graph=graph, config=config)
-    wanted = [f"{name}:0" for name in outputs]
+    given, wanted = [_tensor(name) for name in inputs], [_tensor(name) for name in outputs]
 
     def run(arrays):
-        return [_numpy(y) for y in session.run(wanted, {f"{n}:0": a for n, a in zip(inputs, arrays, strict=True)})]
+        return [_numpy(y) for y in session.run(wanted, dict(zip(given, arrays, strict=True)))]
 
     return run
+
+
+def _tensor(name):
+    """A node's first output, unless another is named."""
+    return name if ":" in name else f"{name}:0"
 
 
 def _numpy(array):
