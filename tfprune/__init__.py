@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tfprune.monitor import ConvergenceMonitor
     from tfprune.pruning import Pruning
     from tfprune.remove_layers import remove_layers
+    from tfprune.resume import Resume
     from tfprune.selection import select
     from tfprune.sensitivity import sensitivity
     from tfprune.soft import soft_prune
@@ -35,6 +36,7 @@ _HOMES = {
     "ConvergenceMonitor": "monitor",
     "Pruning": "pruning",
     "PruningPlan": "channels.plan",
+    "Resume": "resume",
     "SoftPruning": "soft_pruning",
     "StripResult": "strip",
     "TfpruneError": "errors",
@@ -57,6 +59,7 @@ __all__ = [
     "ConvergenceMonitor",
     "Pruning",
     "PruningPlan",
+    "Resume",
     "SoftPruning",
     "StripResult",
     "TfpruneError",

@@ -35,6 +35,10 @@ class CheckpointError(TfpruneError):
     """A checkpoint, plan or run directory is missing, damaged, or belongs to something else."""
 
 
+class DivergedError(TfpruneError):
+    """Training made numbers that are NaN or infinite."""
+
+
 class DataError(TfpruneError):
     """A data set does not hold what training needs."""
 

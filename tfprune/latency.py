@@ -143,11 +143,34 @@ class LatencyTable:
         kernels = found(widths)
         return replace(found, scale=total / kernels) if kernels else found
 
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write it as JSON."""
+    def to_json(self) -> str:
+        """The table as JSON, for `from_json`."""
         data = {"name": self.name, "scale": self.scale}
         kinds = {kind: {"read": t.read, "written": t.written, "ms": t.ms} for kind, t in self.times.items()}
-        return write_text(Path(path), json.dumps({**data, "times": kinds}, indent=1) + "\n")
+        return json.dumps({**data, "times": kinds}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> LatencyTable:
+        """Read what `to_json` gave.
+
+        Raises:
+            PlanError: it is something else.
+        """
+        try:
+            data = json.loads(text)
+            times = {
+                kind: Times(tuple(t["read"]), tuple(t["written"]), tuple(tuple(map(float, row)) for row in t["ms"]))
+                for kind, t in data["times"].items()
+            }
+            if any(np.shape(t.ms) != (len(t.read), len(t.written)) for t in times.values()):
+                raise ValueError("a kernel's times do not fit its widths")
+            return cls(str(data["name"]), times, float(data["scale"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"this is not a latency table that tfprune wrote: {error}") from error
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write it as JSON."""
+        return write_text(Path(path), self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> LatencyTable:
@@ -157,15 +180,8 @@ class LatencyTable:
             PlanError: it is no such file.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            times = {
-                kind: Times(tuple(t["read"]), tuple(t["written"]), tuple(tuple(map(float, row)) for row in t["ms"]))
-                for kind, t in data["times"].items()
-            }
-            if any(np.shape(t.ms) != (len(t.read), len(t.written)) for t in times.values()):
-                raise ValueError("a kernel's times do not fit its widths")
-            return cls(str(data["name"]), times, float(data["scale"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, PlanError) as error:
             raise PlanError(f"{os.fspath(path)} is not a latency table that tfprune wrote: {error}") from error
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -126,6 +127,24 @@ class ConvergenceMonitor:
     def converged(self) -> bool:
         """Whether the last failure rate is low enough; nothing measured is nothing converged."""
         return bool(self.history) and self.rate <= self.max_failure_rate
+
+    def get_state(self) -> dict[str, Any]:
+        """The history as JSON, for `set_state`."""
+        return {"history": [[r.epoch, r.threshold, {k: list(v) for k, v in r.by_layer.items()}] for r in self.history]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take a history over from `get_state`, in place of the own one.
+
+        >>> monitor = ConvergenceMonitor(history=[FailureReport({"conv": (4, 1)}, epoch=0, threshold=0.8)])
+        >>> other = ConvergenceMonitor()
+        >>> other.set_state(monitor.get_state())
+        >>> other == monitor
+        True
+        """
+        self.history[:] = [
+            FailureReport({layer: (pruned, failed) for layer, (pruned, failed) in by_layer.items()}, epoch, threshold)
+            for epoch, threshold, by_layer in state["history"]
+        ]
 
     def rows(self) -> list[tuple[int, float | None, int, int, float]]:
         """(epoch, threshold, pruned, came back, rate) of every report."""

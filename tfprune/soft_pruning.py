@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from tfprune.monitor import ConvergenceMonitor
 from tfprune.processes import agree, is_first
 from tfprune.schedules import Schedule, as_schedule
 from tfprune.selection import Request, Scope, select
+from tfprune.settings import described
 from tfprune.soft import Zeroing
 
 
@@ -150,6 +152,8 @@ class SoftPruning(keras.callbacks.Callback):
         self.monitor = ConvergenceMonitor(max_failure_rate)
         self.plan: PruningPlan | None = None
         self._loop: _Loop | None = None
+        #: batches that have been trained on before are read again, and do not count (`Resume` sets it)
+        self.paused = False
 
     # -- Keras' events --------------------------------------------------------------------------------------------
 
@@ -174,6 +178,8 @@ class SoftPruning(keras.callbacks.Callback):
         self._epoch, self._epoch_done = epoch, False
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.paused:
+            return
         self._step += 1
         if self.every != "epoch" and self._step % int(self.every) == 0 and self._step >= self.begin:
             self._synchronize()
@@ -267,6 +273,78 @@ class SoftPruning(keras.callbacks.Callback):
         self._synchronize()
         self.on_train_end()
         self._loop = None
+
+    # -- a training that goes on -----------------------------------------------------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        """Whether training has begun, so that there is a state."""
+        return hasattr(self, "_graph")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, as JSON: a training that goes on must have the same."""
+        own = {"every": self.every, "begin": self.begin, "mode": self.mode, "slots": self.slots}
+        stops = {"stop_when_converged": self.stop_when_converged, "max_failure_rate": self.monitor.max_failure_rate}
+        schedules = getattr(self, "_schedules", self.scheduled)
+        return {"kind": type(self).__name__, **described({**schedules, **self.options}), **own, **stops}
+
+    def get_state(self) -> dict[str, Any]:
+        """Where pruning is, as JSON: the plan, the schedule's position, the monitor, a latency table measured here.
+
+        Raises:
+            PlanError: training has not begun.
+        """
+        if not self.begun:
+            raise PlanError("there is no state before training begins")
+        table = self.latency_table
+        return {
+            "epoch": self._epoch if self._loop is None else self._loop.epoch,
+            "step": self._step,
+            "skipped": self._skipped,
+            "amounts": self._current if self.plan is not None else {},
+            "names": self._names(),
+            "plan": None if self.plan is None else json.loads(self.plan.to_json()),
+            "monitor": self.monitor.get_state(),
+            "latency_table": table.to_json() if isinstance(table, LatencyTable) else None,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from `get_state`; called after training has begun and the model has its weights back.
+
+        Raises:
+            PlanError: the state is that of another model, or training has not begun.
+        """
+        if not self.begun:
+            raise PlanError("a state is taken over after training has begun: on_train_begin or start come first")
+        self._epoch, self._step, self._skipped = state["epoch"], state["step"], state["skipped"]
+        self.monitor.set_state(state["monitor"])
+        if state["latency_table"] is not None:
+            self.latency_table = LatencyTable.from_json(state["latency_table"])
+        if self._loop is not None:
+            self._loop.epoch = state["epoch"]
+        self._current, self.plan, self._zeroing = state["amounts"], None, None
+        if state["plan"] is not None:
+            self.plan = PruningPlan.from_json(json.dumps(self._renamed(state)), self._graph)
+            self._zeroing = Zeroing(self.model, self.plan)
+            if self._masks is not None:
+                self._masks.hold(self._zeroing)
+
+    def _names(self) -> dict[str, list[str]]:
+        """Of the graph's channel groups and layers, in order."""
+        groups = [group.name for group in self._graph.groups]
+        return {"groups": groups, "layers": list(dict.fromkeys(op.layer for op in self._graph.ops))}
+
+    def _renamed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The plan with the names that are in use now: in one process, Keras numbers layers without a name on."""
+        plan, now = dict(state["plan"]), self._names()
+        for kind, was in state["names"].items():
+            if len(was) != len(now[kind]):
+                raise PlanError(f"the state is of a model with {len(was)} {kind}, and this one has {len(now[kind])}")
+        groups, layers = (dict(zip(state["names"][kind], now[kind], strict=True)) for kind in ("groups", "layers"))
+        for part in ("groups", "widths"):
+            plan[part] = {groups[name]: value for name, value in plan[part].items()}
+        return {**plan, "layers": [layers[name] for name in plan["layers"]]}
 
     def set_model(self, model: keras.Model) -> None:
         """Keras calls it before `fit`."""
