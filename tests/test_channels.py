@@ -36,7 +36,7 @@ from tfprune.channels.weights import Slot, Weight
 PACKAGE = Path(tfprune.__file__).parent
 # Each may import from what stands to its left; those in one entry may import from each other.
 FLOW = (
-    {"errors", "files", "settings", "tables", "checkpoints"},
+    {"errors", "files", "settings", "tables", "checkpoints", "events"},
     {"channels", "processes"},
     {"keras_graph", "onnx_graph"},
     {"frontend"},
@@ -60,7 +60,7 @@ FLOW = (
     {"export"},
     {"from_tensorflow"},
     {"latency", "bench"},
-    {"selection", "soft_pruning", "sensitivity", "sparse"},
+    {"selection", "soft_pruning", "sensitivity", "sparse", "trackers"},
     {"pruning", "resume"},
     {"report"},
     {"cli"},

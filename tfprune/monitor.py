@@ -14,6 +14,7 @@ import numpy as np
 
 from tfprune.channels.plan import PruningPlan
 from tfprune.errors import TfpruneError
+from tfprune.events import EventFile
 from tfprune.files import write_text
 from tfprune.soft import variables_of
 from tfprune.tables import table
@@ -175,16 +176,9 @@ class ConvergenceMonitor:
         Raises:
             TfpruneError: tensorboard is not installed.
         """
-        try:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.compat.proto.summary_pb2 import Summary
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        except ImportError as error:
-            raise TfpruneError("TensorBoard logs need tensorboard: pip install 'tfprune[tensorboard]'") from error
-        writer = EventFileWriter(os.fspath(directory))
+        events = EventFile(directory)
         for step, report in enumerate(self.history):
             rates = {layer: failed / pruned if pruned else 0.0 for layer, (pruned, failed) in report.by_layer.items()}
             rates["total"] = report.rate
-            values = [Summary.Value(tag=f"failure_rate/{layer}", simple_value=rate) for layer, rate in rates.items()]
-            writer.add_event(Event(step=step, summary=Summary(value=values)))
-        writer.close()
+            events.write(step, {f"failure_rate/{layer}": rate for layer, rate in rates.items()})
+        events.close()
