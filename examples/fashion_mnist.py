@@ -81,7 +81,7 @@ def summary(model, path):
     write_text(path, "\n".join(lines) + "\n")
 
 
-def train(model, images):
+def train(model, images, *callbacks):
     """Train it; the test images are looked at after every epoch."""
     model.fit(
         images.x_train,
@@ -90,6 +90,7 @@ def train(model, images):
         FLAGS.epochs,
         verbose=2,
         validation_data=(images.x_test, images.y_test),
+        callbacks=list(callbacks),
     )
 
 

@@ -23,8 +23,8 @@ class EventFile:
 
     Args:
         directory: of the log; it is made if it does not exist.
-        step: TensorBoard forgets what older files of the directory say of this step and later ones: a resumed run writes
-            them anew. None: it forgets nothing.
+        step: TensorBoard forgets what older files of the directory say of this step and later ones, which a resumed run
+            writes anew. None: it forgets nothing.
 
     Raises:
         TfpruneError: tensorboard is not installed.

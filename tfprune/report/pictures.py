@@ -117,6 +117,52 @@ def failure_rates(table: str | os.PathLike, path: str | os.PathLike) -> Path:
     return _save(figure, path)
 
 
+def tracking(table: str | os.PathLike, path: str | os.PathLike) -> Path:
+    """A training epoch by epoch: metrics, failure rate, widths of the channel groups, and what strip would leave.
+
+    Args:
+        table: the CSV that `tfprune.trackers.CSV` wrote.
+        path: of the picture.
+
+    Raises:
+        PlanError: the table is not such a file.
+    """
+    with open(table, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "epoch" not in rows[0]:
+        raise PlanError(f"{os.fspath(table)!r} holds no epochs; give the CSV that tfprune.trackers.CSV wrote")
+    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0] if name != "time"}
+    epochs = columns.pop("epoch")
+    figure = Figure(figsize=(9, 5.6))
+    ((above, beside), (below, last)) = figure.subplots(2, 2)
+    for name in (n for n in columns if "/" not in n and n.removeprefix("val_") not in ("failure_rate",)):
+        if "acc" in name or not any("acc" in other for other in columns):
+            above.plot(epochs, columns[name], label=name, marker="o", markersize=3)
+    above.set_title("metrics", fontsize=10)
+    if "failure_rate/total" in columns:
+        beside.plot(epochs, 100 * columns["failure_rate/total"], color=_AFTER, marker="o", markersize=3)
+    beside.set_ylim(-3, 103)
+    beside.set_title("zeroed filters that came back, %", fontsize=10)
+    widths = {name.removeprefix("width/"): own for name, own in columns.items() if name.startswith("width/")}
+    for name, own in widths.items():
+        below.step(epochs, own, where="mid", label=name)
+    below.set_ylim(bottom=0)
+    below.set_title("channels that are not zeroed", fontsize=10)
+    for name, label in (("cost/params", "parameters"), ("cost/macs", "MACs")):
+        if name in columns:
+            last.step(epochs, 100 * columns[name] / columns[name].max(), where="mid", label=label)
+    last.set_ylim(0, 105)
+    last.set_title("what strip would leave, % of the largest", fontsize=10)
+    for axes in (above, beside, below, last):
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[1] and len(axes.get_lines()) <= 10:
+            axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
 def sensitivity(result: Sensitivity, path: str | os.PathLike, max_drop: float | None = None) -> Path:
     """The metric over the ratio pruned: a line a channel group, a thick one for all together.
 

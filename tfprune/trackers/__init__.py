@@ -15,5 +15,11 @@ from tfprune.trackers.tracking import Tracking
 
 __all__ = ["CSV", "MLflow", "Record", "TensorBoard", "Tracker", "Tracking", "named", "names", "send"]
 
-for _module in pkgutil.iter_modules(__path__, f"{__name__}."):  # one that nobody has named above is there all the same
-    importlib.import_module(_module.name)
+
+def _find() -> None:
+    """Import every file of this folder: one that is not named above is known by its name all the same."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
+
+
+_find()

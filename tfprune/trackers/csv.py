@@ -19,6 +19,8 @@ from tfprune.trackers.record import Record
 
 # What every row begins with; the other columns are the record's scalars.
 _FIRST = ("epoch", "time")
+# These columns are the same in all epochs of a model's training.
+_OF_LAYERS = ("width/", "failure_rate/")
 
 
 @dataclass
@@ -66,13 +68,12 @@ class CSV(Tracker):
 
     def check(self, names: Collection[str], model: Any) -> None:
         """Refuse to mix two runs: what comes from the model, and not from its metrics, must have the same columns."""
-        old = [name for name in self._rows()[0] if "/" in name]
-        new = [name for name in names if "/" in name]
+        old, new = ([name for name in own if name.startswith(_OF_LAYERS)] for own in (self._rows()[0], names))
         if old and set(old) != set(new):
             differing = sorted(set(old) ^ set(new))
             raise TfpruneError(
                 f"{self.path!r} holds the run of another model: there are {len(old)} columns of its layers, and this "
-                f"one has {len(new)} ({listed(differing)} differ); give another path, or remove the file"
+                f"one has {len(new)} ({listed(differing[::-1])} differ); give another path, or remove the file"
             )
 
     def write(self, record: Record) -> None:

@@ -30,8 +30,8 @@ _UPLOAD = 120  # seconds without an answer while a model is sent; the server has
 class MLflow(Tracker):
     """A run of an MLflow experiment.
 
-    Keras' `loss` is called `train_loss` there, as `val_loss` is; `Tracking(suffix="-pruned_model")` ends the names of what
-    the pruned model does. A metric's step is the epoch. What no metric's name may hold becomes a period.
+    Keras' `loss` is called `train_loss` there, to stand beside `val_loss`; with `Tracking(suffix="-pruned_model")` the
+    names end like that. A metric's step is the epoch. A character that MLflow takes in no name becomes a period.
 
     Args:
         experiment: it is made if there is none of that name.
@@ -190,7 +190,8 @@ class MLflow(Tracker):
         from mlflow.entities import Param
 
         logged = self._client.get_run(self._run_id).data.params
-        changed = [f"{key} was {logged[key]} and is {new}" for key, new in params.items() if logged.get(key, new) != new]
+        both = [key for key in params if key in logged]
+        changed = [f"{key} was {logged[key]} and is {params[key]}" for key in both if logged[key] != params[key]]
         if changed:
             raise TfpruneError(f"{self.target} has other params: {listed(changed, 8)}; give the run another name")
         new = [Param(key, value) for key, value in params.items() if key not in logged]
@@ -206,7 +207,7 @@ class MLflow(Tracker):
         before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
-            with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=_UPLOAD):
+            with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=_UPLOAD, MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT=True):
                 with mlflow.start_run(run_id=self._run_id, nested=True):
                     mlflow.keras.log_model(
                         model, name=name, signature=_signature(model), pip_requirements=_requirements()

@@ -15,14 +15,15 @@ from tfprune.trackers.record import Recorder
 class Tracking(keras.callbacks.Callback):
     """Follow a training: failure rates, widths, sparsity, cost and losses of every epoch, wherever you look at them.
 
-    It stands beside `SoftPruning` in the list of callbacks, before or behind. Several calls of `fit` with one `Tracking`
-    make one curve. Of several processes that train together, the first one writes.
+    It stands beside `SoftPruning` in the list of callbacks, before it or after it. Several calls of `fit` with one
+    `Tracking` make one curve. Of several processes that train together, the first one writes.
 
     A tracker that is down stops nothing: see `Tracker`.
 
     Args:
         trackers: `TensorBoard(...)`, `MLflow(...)`, `CSV(...)`, or your own.
-        pruning: the `SoftPruning` of this training. None for a training without one: losses, and the model's cost.
+        pruning: the `SoftPruning` of this training, or the `Pruning` whose loop calls `fit`. None for a training
+            without one: losses, and the model's cost.
         suffix: what names end with, such as `-pruned_model` when a stripped model is trained on.
 
     Raises:
@@ -58,11 +59,10 @@ class Tracking(keras.callbacks.Callback):
             tracker.open(names, self.model)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self.pruning is not None:
+        if isinstance(self.pruning, keras.callbacks.Callback):
             self.pruning.on_test_begin()  # so that it has looked and zeroed if it comes later in the list
-        if self._first and self.last is not None and epoch + self._before <= self.last.step:
-            self._before = self.last.step + 1 - epoch
-        self._first = False
+        if self._first:
+            self._first, self._before = False, 0 if self.last is None else max(0, self.last.step + 1 - epoch)
         self.last = self._recorder.record(epoch + self._before, logs)
         for tracker in self.trackers:
             tracker.log(tracker.complete(self.last, self.model))

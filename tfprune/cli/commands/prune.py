@@ -122,11 +122,14 @@ def _check_schedule(options: SimpleNamespace) -> None:
 def _check_patterns_and_formats(model: Any, options: SimpleNamespace) -> None:
     """Find mistakes before the training, not after it."""
     import tfprune
+    from tfprune import trackers
     from tfprune.criteria import needs_of
     from tfprune.export.registry import find
 
     for name in options.formats:
         find(name)
+    for name in options.track or ():
+        trackers.named(name, options.output_dir)
     amounts: dict[str, Any] = _amounts(options) or {"threshold": options.thresholds[0]}
     if options.latency_table is None:
         amounts.pop("latency", None)  # that is measured later
@@ -173,7 +176,7 @@ def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output:
     import tfprune
 
     def train(model: Any, directory: Path) -> None:
-        _fit(model, dataset, options, directory.name, options.epochs)
+        _fit(model, dataset, options, directory.name, options.epochs, *tracking)
 
     selection = _selection(options)
     pruning = tfprune.Pruning(
@@ -187,6 +190,7 @@ def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output:
         slots=options.slots or "reset",
         **selection,
     )
+    tracking = _tracking(options, output, pruning)
     pruning.run(train, options.thresholds, options.max_failure_rate, options.max_retries)
     print(pruning.monitor)
     result = pruning.strip()
@@ -214,7 +218,8 @@ def _to_amount(model: Any, dataset: Any, options: SimpleNamespace, output: Path)
         **_latency_table(options),
         **_selection(options),
     )
-    _fit(model, dataset, options, "soft pruning", options.epochs, pruning)
+    tracking = _tracking(options, output, pruning)
+    _fit(model, dataset, options, "soft pruning", options.epochs, pruning, *tracking)
     if not pruning.plan:
         raise TfpruneError(
             f"{pruning.plan.request if pruning.plan is not None else options.criterion} prunes no channel of "
@@ -224,6 +229,15 @@ def _to_amount(model: Any, dataset: Any, options: SimpleNamespace, output: Path)
         print(pruning.plan.forecast)
     print(pruning.monitor)
     return model, tfprune.strip(model)
+
+
+def _tracking(options: SimpleNamespace, output: Path, pruning: Any) -> list[Any]:
+    """The callback that --track asks for."""
+    from tfprune.trackers import Tracking, named
+
+    if not options.track:
+        return []
+    return [Tracking(*(named(name, output) for name in options.track), pruning=pruning)]
 
 
 def _left(gone: Callable[[int], float]) -> Callable[[int], float]:
@@ -276,6 +290,13 @@ COMMAND = Command(
             kind="number",
             low=0,
             high=1,
+        ),
+        Flag(
+            "track",
+            "Follow the training epoch by epoch: csv (track.csv in the output directory), tensorboard, mlflow (where "
+            "MLFLOW_TRACKING_URI says, or mlflow.db there); several are separated by commas.",
+            "NAMES",
+            kind="list",
         ),
         Flag(
             "latency_table",
