@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -127,3 +128,19 @@ def test_distillation():
     for block in blocks("examples.md"):
         exec(compile(block, "examples.md", "exec"), scope)
     assert scope["student"].get_layer("conv").filters == 4 and scope["student"] is scope["distiller"].student
+
+
+def test_tracking_as_the_page_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with_mlflow = importlib.util.find_spec("mlflow") is not None
+    scope: dict = {"__name__": "tracking_page"}
+    try:
+        for block in blocks("tracking.md"):
+            if with_mlflow or not block.startswith("# mlflow"):
+                exec(compile(block, "tracking.md", "exec", dont_inherit=True), scope)
+    finally:
+        tfprune.trackers.base._KINDS.pop("lines", None)
+    assert scope["tracking"].last.widths == {"conv": 4}
+    assert len((tmp_path / "run.csv").read_text().splitlines()) == 1 + 3
+    assert len((tmp_path / "lines.txt").read_text().splitlines()) == 2
+    assert not list(tmp_path.glob("*.jsonl"))

@@ -93,11 +93,13 @@ class Memory(Tracker):
         self.records.append(record)
 
 
+del base._KINDS["memory"]
+
+
 @pytest.fixture(autouse=True)
-def known_trackers():
-    """The tests' own tracker is known here alone."""
-    yield
-    base._KINDS["memory"] = Memory
+def known_here(monkeypatch):
+    """The tests' own tracker is known to the tests here alone."""
+    monkeypatch.setitem(base._KINDS, "memory", Memory)
 
 
 # ---------------------------------------------------------------------------------------------------- what is recorded
@@ -114,7 +116,9 @@ def test_cost_and_widths_are_those_that_strip_leaves(mode):
     strip = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(tfprune.strip(model)))
     model.fit(x, y, 4, 3, verbose=0, callbacks=[pruning, Tracking(memory, pruning=pruning), strip])
     for found, result in zip(memory.records, seen, strict=True):
-        assert found.cost == {"params": result.cost_after.parameters, "macs": result.cost_after.macs}
+        params, macs = result.cost_after.parameters, result.cost_after.macs
+        left = {"params_left": params / result.cost_before.parameters, "macs_left": macs / result.cost_before.macs}
+        assert found.cost == {"params": params, "macs": macs, **left}
         groups = {group.name: group.width for group in tfprune.trace(result.model).groups if group.prunable}
         assert groups and found.widths == groups
     assert memory.records[0].cost["macs"] > memory.records[-1].cost["macs"]
@@ -132,7 +136,7 @@ def test_sparsity_is_counted_by_hand():
     assert found.sparsity["channels"] == (4 + 4) / (8 + 8 + 3)
     # 9 x 4 + 4 of the first, 72 x 8 - 36 x 4 + 4 of the second, 4 positions x 4 channels x 3 of the scores
     assert found.sparsity["weights"] == ((36 + 4) + (576 - 144 + 4) + 48) / model.count_params()
-    assert found.amount == 0.5
+    assert found.amounts == {"ratio": 0.5}
 
 
 def test_failure_rates_are_the_monitors_by_layer_and_named_alike_in_every_epoch():
@@ -145,7 +149,7 @@ def test_failure_rates_are_the_monitors_by_layer_and_named_alike_in_every_epoch(
     assert report.rate > 0 and second.failure_rates["total"] == report.rate
     for layer, (pruned, failed) in report.by_layer.items():
         assert second.failure_rates[layer] == failed / pruned
-    assert set(first.scalars()) | {"schedule/amount"} == set(second.scalars())
+    assert set(first.scalars()) | {"schedule/ratio"} == set(second.scalars())
     assert set(first.failure_rates.values()) == {0.0}
 
 
@@ -573,10 +577,10 @@ def test_mlflow_goes_on_with_the_run_of_a_name_if_its_params_are_the_same(mlflow
 
 def test_mlflow_takes_every_name(mlflow, database, tmp_path):
     run = MLflow("tests", "names", database, directory=tmp_path)
-    metrics = {f"width/layer_{number}#2": float(number) for number in range(1200)}
+    metrics = {f"layer_{number}#2": float(number) for number in range(1200)}
     run.log(Record(0, 1000.0, {"loss": 0.5}, widths=metrics))
     found = mlflow.MlflowClient(database).get_run(run.run_id).data.metrics
-    assert found["train_loss"] == 0.5 and found["width/width/layer_1199.2"] == 1199 and len(found) == 1201
+    assert found["train_loss"] == 0.5 and found["width/layer_1199.2"] == 1199 and len(found) == 1201
 
 
 def test_mlflow_that_is_back_gets_everything(mlflow, database, tmp_path, monkeypatch):

@@ -155,6 +155,11 @@ class Pruning:
                     self.scope_conv_dict[scope].append(op.layer)
         return self.scope_conv_dict
 
+    @property
+    def amount(self) -> dict[str, float]:
+        """What `plan` was chosen by: `{"threshold": 0.8}`; empty before."""
+        return {} if self.plan is None or self.threshold is None else {"threshold": self.threshold}
+
     def set_threshold(self, value: float) -> None:
         """Choose filters whose redundancy exceeds `value`, a fraction in [0, 1], from now on.
 

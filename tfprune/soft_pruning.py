@@ -363,6 +363,11 @@ class SoftPruning(keras.callbacks.Callback):
 
     # -- what they do ---------------------------------------------------------------------------------------------
 
+    @property
+    def amount(self) -> dict[str, float]:
+        """What the schedules asked for when `plan` was chosen, such as `{"ratio": 0.5}`; empty before."""
+        return {} if self.plan is None else dict(self._current)
+
     def _rung(self, values: Any) -> int:
         """How many epochs or steps each value of a sequence gets."""
         if not isinstance(values, Sequence):

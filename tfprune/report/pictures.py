@@ -17,6 +17,7 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
 from tfprune.channels.graph import Call, ChannelGraph
 from tfprune.errors import PlanError
@@ -133,32 +134,30 @@ def tracking(table: str | os.PathLike, path: str | os.PathLike) -> Path:
         raise PlanError(f"{os.fspath(table)!r} holds no epochs; give the CSV that tfprune.trackers.CSV wrote")
     columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0] if name != "time"}
     epochs = columns.pop("epoch")
+    accuracies = [name for name in columns if "acc" in name]
+    metrics = accuracies or [name for name in columns if "/" not in name]
+    widths = [name for name in columns if name.startswith("width/")]
+    left = [name for name in ("cost/params_left", "cost/macs_left") if name in columns]
     figure = Figure(figsize=(9, 5.6))
-    ((above, beside), (below, last)) = figure.subplots(2, 2)
-    for name in (n for n in columns if "/" not in n and n.removeprefix("val_") not in ("failure_rate",)):
-        if "acc" in name or not any("acc" in other for other in columns):
-            above.plot(epochs, columns[name], label=name, marker="o", markersize=3)
-    above.set_title("metrics", fontsize=10)
-    if "failure_rate/total" in columns:
-        beside.plot(epochs, 100 * columns["failure_rate/total"], color=_AFTER, marker="o", markersize=3)
-    beside.set_ylim(-3, 103)
-    beside.set_title("zeroed filters that came back, %", fontsize=10)
-    widths = {name.removeprefix("width/"): own for name, own in columns.items() if name.startswith("width/")}
-    for name, own in widths.items():
-        below.step(epochs, own, where="mid", label=name)
-    below.set_ylim(bottom=0)
-    below.set_title("channels that are not zeroed", fontsize=10)
-    for name, label in (("cost/params", "parameters"), ("cost/macs", "MACs")):
-        if name in columns:
-            last.step(epochs, 100 * columns[name] / columns[name].max(), where="mid", label=label)
-    last.set_ylim(0, 105)
-    last.set_title("what strip would leave, % of the largest", fontsize=10)
-    for axes in (above, beside, below, last):
+    panels = (
+        ("metrics", metrics, 1),
+        ("zeroed filters that came back, %", ["failure_rate/total"], 100),
+        ("channels that are not zeroed", widths, 1),
+        ("left by strip, % of the unpruned model", left, 100),
+    )
+    for axes, (title, names, scale) in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
+        for name in (name for name in names if name in columns):
+            label = name.rpartition("/")[2].removesuffix("_left")
+            axes.plot(epochs, scale * columns[name], label=label, marker="o", markersize=2.5, linewidth=1.2)
+        if title != "metrics":
+            axes.set_ylim(bottom=0, top=105 if scale == 100 else None)
+        if 1 < len(names) <= 12:
+            axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.set_title(title if len(names) != 1 or "/" in names[0] else names[0], fontsize=10)
         axes.set_xlabel("epoch", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[1] and len(axes.get_lines()) <= 10:
-            axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     return _save(figure, path)
 

@@ -26,11 +26,12 @@ class Record:
         step: the epoch, counted from 0 and on over several calls of `fit`.
         time: when it ended, in seconds since 1970.
         metrics: what Keras logged: `loss`, `val_loss` and the like.
-        failure_rates: layer -> the fraction of its zeroed filters that training brought back; `total` is over all.
-        widths: channel group -> channels that are not zeroed.
+        failure_rates: layer -> the fraction of its zeroed filters that this epoch brought back; `total` is over all.
+        widths: channel group -> channels that are not zeroed at its end, as its validation saw the model.
         sparsity: `channels` and `weights`, the fractions of the model's that are zeroed, or go with what is.
-        cost: `params` and `macs` (multiply-adds for one sample) of what `tfprune.strip` would leave now.
-        amount: what the schedule asked for, if there is one.
+        cost: `params` and `macs` (multiply-adds for one sample) of what `tfprune.strip` would leave then; `params_left`
+            and `macs_left` are fractions of the unpruned model's.
+        amounts: what the schedule asked for then: `{"ratio": 0.5}`.
         histograms: name of a weight -> (left edge, right edge, count) of each bucket, for trackers that want them.
         suffix: what each name ends with.
 
@@ -46,7 +47,7 @@ class Record:
     widths: dict[str, int] = field(default_factory=dict)
     sparsity: dict[str, float] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
-    amount: float | None = None
+    amounts: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, list[list[float]]] = field(default_factory=dict)
     suffix: str = ""
 
@@ -54,7 +55,7 @@ class Record:
         """name -> number: `loss`, `sparsity/channels`, `cost/macs`, `width/<group>`, `failure_rate/<layer>`."""
         parts: dict[str, Mapping[str, float]] = {
             "": self.metrics,
-            "schedule/": {} if self.amount is None else {"amount": self.amount},
+            "schedule/": self.amounts,
             "sparsity/": self.sparsity,
             "cost/": self.cost,
             "width/": self.widths,
@@ -97,7 +98,7 @@ class Recorder:
             time.time(),
             metrics={name: value for name, value in _numbers(logs or {}).items() if not self._known(name)},
             failure_rates=self._failure_rates(reports),
-            amount=reports[-1].threshold if reports else None,
+            amounts=self.pruning.amount if self.pruning is not None else {},
             suffix=self.suffix,
             **self._counted,
         )
@@ -120,10 +121,17 @@ class Recorder:
         channels = sum(group.width for group in plan.graph.groups)
         weights = sum(weight.size for weight, own in plan.graph.variables.items() if own.trainable)
         costs, keep, cut, _ = what_strip_leaves(plan, self._costs)
+        params, macs = costs.parameters(keep, cut), costs.macs(keep, cut)
+        before = self._costs.before
         return {
             "widths": {g.name: g.width - gone.get(g.name, 0) for g in plan.graph.groups if g.prunable},
             "sparsity": {"channels": plan.pruned / max(1, channels), "weights": plan.parameters / max(1, weights)},
-            "cost": {"params": costs.parameters(keep, cut), "macs": costs.macs(keep, cut)},
+            "cost": {
+                "params": params,
+                "macs": macs,
+                "params_left": params / max(1.0, before[0]),
+                "macs_left": macs / max(1.0, before[1]),
+            },
         }
 
     def _failure_rates(self, reports: Any) -> dict[str, float]:
