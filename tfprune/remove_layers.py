@@ -87,6 +87,7 @@ def remove_layers(
     bare = strip(result).model
     if len(layers.convolutions(trace(bare))) == len(layers.convolutions(left)):
         result, left = bare, trace(bare)
+    layers.check(result)
     return RemovalResult(result, tuple(chosen), before, cost(left), layers.walk(left))
 
 

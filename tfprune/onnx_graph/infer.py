@@ -29,6 +29,7 @@ _BATCH = (2, 3)
 _OTHERS = ((224, 256), (64, 96), (16, 24), (8, 10))
 _SMALL = 1 << 16  # numbers; constants of more are computed when somebody asks
 _LARGEST = 1 << 27
+_SCALES = 8  # the most axes that anything is resized along
 _RANDOM = frozenset("RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial".split())
 
 
@@ -68,13 +69,12 @@ class Known:
         self.batch = self._batch()
 
     def _runs(self) -> tuple[_Run, _Run]:
-        first = _Run(self, _BATCH[0], 0)
-        if not first.open:
+        fixed = _Fixed(self)
+        if all(size is not None for shape in fixed.inputs.values() for size in shape or ()):
+            first = _Run(self, fixed, _BATCH[0], 0)
             return first, first
         for small, large in _OTHERS:
-            pair = _Run(self, _BATCH[0], small), _Run(self, _BATCH[1], large)
-            for run in pair:
-                run.walk()
+            pair = _Run(self, fixed, _BATCH[0], small), _Run(self, fixed, _BATCH[1], large)
             if not any(run.failed for run in pair):
                 break
         return pair
@@ -202,47 +202,71 @@ def constant_of(node: Node) -> NDArray:
     raise TraceError(f"{node.name} is a Constant with {name}, which is not read")
 
 
-class _Run:
-    """One walk over the nodes with every size known."""
+class _Fixed:
+    """What is the same in every run: the initializers.
 
-    def __init__(self, known: Known, batch: int, others: int):
-        self.known, self.batch, self.others = known, batch, others
+    Attributes:
+        types, shapes, data: of the initializers, by name; the numbers of small ones alone.
+        inputs: name -> shape of each input, None for a size that is open.
+    """
+
+    def __init__(self, known: Known):
         self.types: dict[str, TypeProto] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.data: dict[str, NDArray] = {}
-        self.open = self.failed = False
-        self._named: dict[str, int] = {}
         for tensor in known.initializers.values():
-            self._put(tensor.name, onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims)))
+            shape = tuple(tensor.dims)
+            self.types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, shape)
+            self.shapes[tensor.name] = shape
             if size_of(tensor) <= _SMALL // 16:
                 self.data[tensor.name] = known.array(tensor.name)
+        values = [value for value in known.model.graph.input if value.name not in known.initializers]
+        self.inputs = {value.name: declared_shape(value.type) for value in values}
+
+
+def declared_shape(kind: TypeProto) -> Shape | None:
+    """The shape that a type says, None for a size that is open; None if there is none."""
+    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return None
+    return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.tensor_type.shape.dim)
+
+
+class _Run:
+    """One walk over the nodes with every size known."""
+
+    def __init__(self, known: Known, fixed: _Fixed, batch: int, others: int):
+        self.known, self.batch, self.others = known, batch, others
+        self.types, self.shapes, self.data = dict(fixed.types), dict(fixed.shapes), dict(fixed.data)
+        self.failed = False
+        self._named: dict[str, int] = {}
         for value in known.model.graph.input:
-            if value.name not in known.initializers:
+            if value.name in fixed.inputs:
                 self._put(value.name, self._closed(value.type))
         self.declared = {v.name: v.type for v in (*known.model.graph.value_info, *known.model.graph.output)}
-        if not self.open:
-            self.walk()
+        self.walk()
 
     def _closed(self, kind: TypeProto) -> TypeProto:
         """A type with a number for every axis of unknown size."""
-        if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        shape = declared_shape(kind)
+        if shape is None or None not in shape:
             return kind
         sizes = []
-        for axis, dim in enumerate(kind.tensor_type.shape.dim):
-            if dim.HasField("dim_value") and dim.dim_value > 0:
-                sizes.append(dim.dim_value)
-                continue
-            self.open = True
-            size = self.batch if axis == 0 else self.others
-            sizes.append(self._named.setdefault(dim.dim_param, size) if dim.dim_param else size)
+        for axis, (size, dim) in enumerate(zip(shape, kind.tensor_type.shape.dim, strict=True)):
+            if size is None:
+                size = self.batch if axis == 0 else self.others
+                size = self._named.setdefault(dim.dim_param, size) if dim.dim_param else size
+            sizes.append(size)
         return onnx.helper.make_tensor_type_proto(kind.tensor_type.elem_type, sizes)
 
     def _put(self, name: str, kind: TypeProto) -> None:
         self.types[name] = kind
         if kind.HasField("tensor_type") and kind.tensor_type.HasField("shape"):
-            dims = kind.tensor_type.shape.dim
-            if all(dim.HasField("dim_value") for dim in dims):
-                self.shapes[name] = tuple(dim.dim_value for dim in dims)
+            shape = []
+            for dim in kind.tensor_type.shape.dim:
+                if not dim.HasField("dim_value"):
+                    return
+                shape.append(dim.dim_value)
+            self.shapes[name] = tuple(shape)
 
     def walk(self) -> None:
         for node in self.known.nodes:
@@ -281,7 +305,9 @@ class _Run:
                 self._put(name, self._closed(self.declared[name]))
 
     def _helps(self, name: str) -> bool:
-        return name in self.data and self.data[name].size <= _SMALL // 16 and self.data[name].dtype != object
+        """Whether a shape may depend on a tensor's numbers: whole numbers, and what Resize multiplies sizes by."""
+        data = self.data.get(name)
+        return data is not None and (data.dtype.kind in "iub" or (data.dtype.kind == "f" and data.size <= _SCALES))
 
     def _compute(self, node: Node) -> None:
         """The numbers of what comes from constants and shapes alone."""

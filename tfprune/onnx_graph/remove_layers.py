@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 
 from tfprune.channels.graph import ChannelGraph
+from tfprune.errors import TfpruneError
 from tfprune.onnx_graph.lowering import free
-from tfprune.onnx_graph.model import Node, tensor_of
-from tfprune.onnx_graph.trace import Body
+from tfprune.onnx_graph.model import LARGEST, Node, tensor_of, weights_in_bytes
+from tfprune.onnx_graph.trace import Body, as_inputs
 
 _WINDOW = ("kernel_shape", "strides", "pads", "auto_pad")
 
@@ -145,6 +146,19 @@ def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.node.extend(copies)
     _drop_unread(model)
     return model
+
+
+def check(model: onnx.ModelProto) -> None:
+    """Have ONNX's checker infer every shape once more; of weights of more than 2 GB it sees none.
+
+    Raises:
+        TfpruneError: a shape does not fit another.
+    """
+    try:
+        onnx.checker.check_model(model if weights_in_bytes(model) < LARGEST else as_inputs(model), full_check=True)
+    except Exception as error:
+        text = " ".join(str(error).split())[:400]
+        raise TfpruneError(f"what is left of {model.graph.name} is not valid, please report it: {text}") from error
 
 
 def walk(graph: ChannelGraph) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tfprune.errors import TfpruneError, TraceError
-from tfprune.onnx_graph.infer import Known
+from tfprune.onnx_graph.infer import Known, declared_shape
 from tfprune.onnx_graph.lowering import Variable
 from tfprune.onnx_graph.model import LARGEST, load, weights_in_bytes, write_large
 from tfprune.onnx_graph.trace import nodes_of
@@ -29,22 +30,23 @@ def random_inputs(model: Any, samples: int = 2, seed: int = 0) -> list[NDArray]:
         samples: the size of an axis of unknown size that comes first.
     """
     model = load(model)
-    known = Known(model, nodes_of(model))
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    values = [value for value in model.graph.input if value.name not in fixed]
+    known = functools.cache(lambda: Known(model, nodes_of(model)))
     generator = np.random.default_rng(seed)
     arrays = []
-    for value in model.graph.input:
-        if value.name in known.initializers:
-            continue
-        sizes = known.sizes[0].get(value.name)
-        if sizes is None:
+    for value in values:
+        shape = declared_shape(value.type)
+        if shape is None:
             raise TraceError(f"the input {value.name!r} has no shape; give it one, with names for unknown sizes")
-        if (known.shapes[value.name] or ())[:1] == (None,):
+        sizes: Any = shape if None not in shape[1:] else known().sizes[0][value.name]
+        if shape[:1] == (None,):
             sizes = (samples, *sizes[1:])
         if math.prod(sizes) > _LARGEST:
             raise TraceError(f"the input {value.name!r} has shape {sizes}, too large to be run")
         kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         if kind.kind in "iu":
-            arrays.append(generator.integers(0, _rows(known, value.name), sizes).astype(kind))
+            arrays.append(generator.integers(0, _rows(known(), value.name), sizes).astype(kind))
         elif kind.kind == "b":
             arrays.append(generator.integers(0, 2, sizes).astype(kind))
         else:

@@ -88,6 +88,15 @@ def check(model: onnx.ModelProto) -> None:
     Raises:
         TraceError: the graph has a cycle, is not sorted, names an operator that does not exist, or the like.
     """
+    try:
+        onnx.checker.check_model(as_inputs(model))
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise TraceError(f"the ONNX model is not valid: {text[:400]}") from error
+
+
+def as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without its weights, as if they were inputs."""
     light = without_weights(model)
     given = {value.name for value in light.graph.input}
     for tensor in model.graph.initializer:
@@ -99,11 +108,7 @@ def check(model: onnx.ModelProto) -> None:
     for value in light.graph.output:  # the checker wants a shape, runtimes do not
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
             value.type.tensor_type.shape.SetInParent()
-    try:
-        onnx.checker.check_model(light)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise TraceError(f"the ONNX model is not valid: {text[:400]}") from error
+    return light
 
 
 def nodes_of(model: onnx.ModelProto) -> list[Node]:
