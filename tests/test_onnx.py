@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +14,7 @@ from onnx_models import Net, numbers
 
 import tfprune
 from tfprune.errors import PlanError, TfpruneError, TraceError
-from tfprune.onnx_graph.model import save, write_large
+from tfprune.onnx_graph.model import array, save, write_large
 
 ARCHITECTURES = [
     mini_net,
@@ -313,8 +315,32 @@ def test_weights_beside_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr("tfprune.onnx_graph.model.LARGEST", 1 << 20)
     monkeypatch.setattr("tfprune.onnx_graph.run.LARGEST", 1 << 20)
     save(halved(model).model, tmp_path / "small.onnx")
-    assert (tmp_path / "small.onnx.data").stat().st_size > 4 * 400
+    assert (tmp_path / "small.onnx.data").stat().st_size >= 4 * 400
     tfprune.verify(halved(model).model, str(tmp_path / "small.onnx")).raise_if_different("the saved file")
+
+
+def test_large_weights_stay_in_their_file_until_they_are_asked_for(tmp_path, monkeypatch):
+    model, path = small(), tmp_path / "large.onnx"
+    write_large(model, path, "weights")
+    roads = (
+        lambda model: tfprune.strip(model).model,
+        lambda model: halved(model).model,
+        lambda model: tfprune.remove_layers(model, 40, seed=1).model,
+    )
+    expected = [road(model) for road in roads]
+    for module in ("model", "run", "remove_layers"):
+        monkeypatch.setattr(f"tfprune.onnx_graph.{module}.LARGEST", 1 << 10)
+    for place in ("onnx_graph.infer", "onnx_graph.rebuild"):
+        monkeypatch.setattr(f"tfprune.{place}.LARGE", 0)
+    monkeypatch.setattr(sys.modules["tfprune.strip"], "_LARGE", 0)
+    kernels = [tensor for tensor in tfprune.trace(str(path)).model.graph.initializer if len(tensor.dims) == 4]
+    assert len(kernels) == 3 and not any(tensor.raw_data for tensor in kernels)
+    assert np.array_equal(array(kernels[0]), array(model.graph.initializer[0]))
+    for road, wanted in zip(roads, expected, strict=True):
+        held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in road(str(path)).graph.initializer}
+        assert sorted(held) == sorted(tensor.name for tensor in wanted.graph.initializer)
+        for tensor in wanted.graph.initializer:
+            assert np.array_equal(held[tensor.name], onnx.numpy_helper.to_array(tensor)), tensor.name
 
 
 def test_what_is_refused_at_the_door(tmp_path):
@@ -362,7 +388,7 @@ def test_weights_outside_of_the_folder_are_not_read(tmp_path):
     (folder / "weights").rename(tmp_path / "weights")
     with pytest.raises(TraceError, match="needs 'weights' beside it"):
         tfprune.trace(str(folder / "model.onnx"))
-    for tensor in light.graph.initializer:
+    for tensor in [tensor for tensor in light.graph.initializer if tensor.external_data]:
         next(entry for entry in tensor.external_data if entry.key == "location").value = "../weights"
     (folder / "model.onnx").write_bytes(light.SerializeToString())
     with pytest.raises(TraceError, match="outside of the model's folder"):

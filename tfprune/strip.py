@@ -26,6 +26,8 @@ from tfprune.soft import zeros_in
 from tfprune.verify import Verification
 from tfprune.verify import verify as verified
 
+_LARGE = 1 << 26  # bytes
+
 
 @dataclass(frozen=True)
 class StripResult:
@@ -210,8 +212,7 @@ def _whole(graph: ChannelGraph, layers: tuple[str, ...]) -> NDArray[np.bool_]:
 
 def _simplified(graph: ChannelGraph, plan: PruningPlan | None) -> tuple[ChannelGraph, Facts, dict[int, Replacement]]:
     """The graph without sums and products that have a constant side, its facts, and what those became."""
-    # Facts, constants and the rebuild all look at the same arrays.
-    weight = functools.cache(graph.weight if plan is None else _as_planned(graph, plan))
+    weight = _remembered(graph.weight if plan is None else _as_planned(graph, plan))
     facts = prove(graph, weight)
     replacements: dict[int, Replacement] = {}
     while plan is None or plan.layers:
@@ -222,6 +223,21 @@ def _simplified(graph: ChannelGraph, plan: PruningPlan | None) -> tuple[ChannelG
         graph = simple.graph
         facts = prove(graph, simple.weight, facts.tables if simple.weight is facts.weight else None)
     return graph, facts, replacements
+
+
+def _remembered(read: Callable[[Weight], NDArray]) -> Callable[[Weight], NDArray]:
+    """Facts, constants and the rebuild all look at the same arrays; of large ones none is held between two looks."""
+    held: dict[Weight, NDArray] = {}
+
+    def weight(which: Weight) -> NDArray:
+        if which in held:
+            return held[which]
+        array = read(which)
+        if array.nbytes <= _LARGE:
+            held[which] = array
+        return array
+
+    return weight
 
 
 def _as_planned(graph: ChannelGraph, plan: PruningPlan) -> Callable[[Weight], NDArray]:

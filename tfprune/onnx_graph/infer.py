@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 
 from tfprune.channels.labels import Shape
 from tfprune.errors import TraceError
-from tfprune.onnx_graph.model import Node, array, size_of
+from tfprune.onnx_graph.model import LARGE, Node, array, size_of
 
 # What the batch axis and the other axes of unknown size are set to, first and second time.
 _BATCH = (2, 3)
@@ -106,6 +106,8 @@ class Known:
         if found is None:
             if name in self.initializers:
                 found = array(self.initializers[name])
+                if found.nbytes > LARGE:
+                    return found
             else:
                 node = self.makers[name]
                 made = self.evaluate(node, [self._given(given) for given in node.inputs])

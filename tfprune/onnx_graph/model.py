@@ -20,10 +20,21 @@ from tfprune.files import atomic_path
 #: what a protobuf message can hold; more goes beside the file
 LARGEST = 2_000_000_000
 _MARGIN = 1 << 20
+# Numbers of a tensor that stays in the model: shapes are inferred from such, and not from what is in another file.
+_INSIDE = 64
+#: bytes of a tensor that is not held a second time as an array
+LARGE = 1 << 26
+# Files of weights that `_read` has looked at; tensors that lie in them are read when somebody asks.
+_MAPPED: set[str] = set()
 _QUANTIZED = frozenset(
     "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()
 )
 DOMAINS = ("", "ai.onnx")
+# Types that take whole bytes, one number after the other.
+_WHOLE = (
+    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT32,
+    TensorProto.INT64, TensorProto.INT16, TensorProto.INT8, TensorProto.UINT8,
+)  # fmt: skip
 
 
 class Node:
@@ -83,6 +94,8 @@ def _captured(graph: onnx.GraphProto) -> Iterator[str]:
 def load(model: Any) -> onnx.ModelProto:
     """An ONNX model, read from a file or as it is, with all its weights.
 
+    Of a file with more than 2 GB of weights the large ones stay where they are, and `array` reads one at a time.
+
     Raises:
         TraceError: the file is missing or damaged, its weights lie outside its folder or are missing, or it computes
             with quantized weights.
@@ -95,7 +108,7 @@ def load(model: Any) -> onnx.ModelProto:
         )
     if not model.graph.node and not model.graph.output:
         raise TraceError("the ONNX model has no graph: the file is empty or damaged")
-    outside = [t.name for t in tensors(model.graph) if t.data_location == TensorProto.EXTERNAL]
+    outside = [t.name for t in tensors(model.graph) if t.data_location == TensorProto.EXTERNAL and not _mapped(t)]
     if outside:
         raise TraceError(
             f"the weights of the ONNX model are still in another file ({outside[0]!r}); give the path of the file, "
@@ -122,9 +135,11 @@ def _read(path: Path) -> onnx.ModelProto:
     if not model.graph.node:  # protobuf reads many a message as another
         _refuse_tensorflow(path)
     folder = path.resolve().parent
-    for tensor in tensors(model.graph):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            _check_place(tensor, folder, path)
+    beside = [tensor for tensor in tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL]
+    places = [_check_place(tensor, folder, path) for tensor in beside]
+    if weights_in_bytes(model) > LARGEST:
+        for tensor, place in zip(beside, places, strict=True):
+            _leave_outside(tensor, place)
     try:
         external_data_helper.load_external_data_for_model(model, str(folder))
     except Exception as error:
@@ -141,9 +156,53 @@ def _refuse_tensorflow(path: Path) -> None:
         )
 
 
-def _check_place(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
-    """Raises: TraceError: the tensor's numbers are not in a file beside the model, or are fewer than it says."""
-    about = {entry.key: entry.value for entry in tensor.external_data}
+def _leave_outside(tensor: onnx.TensorProto, place: Path) -> None:
+    """Have a tensor read when somebody asks, unless it is small or has numbers that are no whole bytes."""
+    about = _about(tensor)
+    start, size = int(about.get("offset", 0)), size_of(tensor) * _width(tensor.data_type)
+    length = int(about.get("length", place.stat().st_size - start))
+    if size < LARGEST // 2000 or length != size or tensor.data_type not in _WHOLE:
+        return
+    _MAPPED.add(str(place))
+    del tensor.external_data[:]
+    for key, value in (("location", str(place)), ("offset", start), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    tensor.data_location = TensorProto.DEFAULT  # onnx, which loads what is outside, must not see it
+
+
+def _about(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _mapped(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor's numbers are in a file that `array` reads."""
+    return bool(tensor.external_data) and _about(tensor).get("location") in _MAPPED
+
+
+def loaded(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A tensor with its numbers in it."""
+    if not _mapped(tensor):
+        return tensor
+    result = tensor_of(array(tensor), tensor.name, tensor.data_type)
+    result.doc_string = tensor.doc_string
+    return result
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy; protobuf's own way fails with 2 GB."""
+    result = without_weights(model)
+    for tensor in model.graph.initializer:
+        result.graph.initializer.append(tensor)
+    return result
+
+
+def _check_place(tensor: onnx.TensorProto, folder: Path, path: Path) -> Path:
+    """The file that a tensor's numbers are in.
+
+    Raises:
+        TraceError: it is not beside the model, or has fewer numbers than the tensor says.
+    """
+    about = _about(tensor)
     place = (folder / about.get("location", "")).resolve()
     if not place.is_relative_to(folder):
         raise TraceError(
@@ -158,6 +217,7 @@ def _check_place(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
         raise TraceError(f"{str(path)!r}: where the weight {tensor.name!r} is, is not a number ({error})") from error
     if min(start, length) < 0 or start + length > place.stat().st_size:
         raise TraceError(f"{str(path)!r} needs more of {place.name!r} than there is; the file is cut off")
+    return place
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -179,12 +239,19 @@ def array(tensor: onnx.TensorProto) -> NDArray:
         TraceError: there are more or fewer of them than its shape says.
     """
     try:
-        result = numpy_helper.to_array(tensor)
+        result = _from_file(tensor) if _mapped(tensor) else numpy_helper.to_array(tensor)
     except Exception as error:
         raise TraceError(f"the tensor {tensor.name!r} is damaged: {_first(error)}") from error
     if result.shape != tuple(tensor.dims):
         raise TraceError(f"the tensor {tensor.name!r} has shape {result.shape}, and says {tuple(tensor.dims)}")
     return result
+
+
+def _from_file(tensor: onnx.TensorProto) -> NDArray:
+    """A tensor's numbers, read-only; they take memory as long as somebody has them."""
+    about, kind = _about(tensor), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    start, shape = int(about["offset"]), tuple(tensor.dims)
+    return np.memmap(about["location"], np.uint8, "r", start, int(about["length"])).view(kind).reshape(shape)
 
 
 def tensor_of(values: NDArray, name: str, like: int | None = None) -> onnx.TensorProto:
@@ -241,10 +308,12 @@ def save(model: onnx.ModelProto, path: str | os.PathLike) -> Path:
 
 def write_large(model: onnx.ModelProto, path: Path, data: str) -> None:
     """Write a model's weights to `data` beside `path`; the model itself is not changed."""
-    light = onnx.ModelProto()
-    light.CopyFrom(without_weights(model))
+    light = without_weights(model)
     with open(path.parent / data, "wb") as file:
         for tensor in model.graph.initializer:
+            if size_of(tensor) <= _INSIDE:
+                light.graph.initializer.append(tensor)
+                continue
             values = np.ascontiguousarray(array(tensor))
             file.write(b"\0" * (-file.tell() % 64))
             entry = light.graph.initializer.add()

@@ -16,7 +16,7 @@ from tfprune.channels.simplify import Replacement
 from tfprune.channels.take import bias_shifts, by_bias, slots_by_weight, take
 from tfprune.errors import TfpruneError
 from tfprune.onnx_graph.lowering import Edit, Variable, free
-from tfprune.onnx_graph.model import Node, subgraphs, tensor_of, without_weights
+from tfprune.onnx_graph.model import LARGE, Node, loaded, subgraphs, tensor_of, without_weights
 from tfprune.onnx_graph.trace import Body
 
 
@@ -76,7 +76,7 @@ class _Rebuilder:
         read = _read(self.nodes) | self.outputs
         for tensor in self.old.graph.initializer:
             if tensor.name in read and tensor.name not in self.constants:
-                graph.initializer.append(tensor)
+                graph.initializer.append(loaded(tensor))
         graph.initializer.extend(tensor for name, tensor in self.constants.items() if name in read)
         self._declare(result)
         return result
@@ -91,7 +91,7 @@ class _Rebuilder:
             if any(not self.new.indices[slot.weight, slot.role].size for slot in slots):
                 continue  # nothing is left of the node
             array = self.facts.weight(weight)
-            moved = not np.may_share_memory(array, self.known.array(variable.name)) and array.size > 0
+            moved = array.size > 0 and not _same(array, variable.numpy())
             if weight in self.shifts:
                 array = (array + self.shifts[weight].reshape(array.shape)).astype(array.dtype)
                 moved = True
@@ -307,6 +307,11 @@ class _Rebuilder:
                 if size is not None and dim.HasField("dim_value"):
                     dim.dim_value = size
         return result
+
+
+def _same(array: NDArray, held: NDArray) -> bool:
+    """Whether an array is what the model holds; large ones are read anew each time."""
+    return np.may_share_memory(array, held) or (array.nbytes > LARGE and np.array_equal(array, held))
 
 
 def _copy(node: Node, inputs: Iterable[str]) -> onnx.NodeProto:

@@ -17,7 +17,7 @@ import onnx
 from tfprune.channels.graph import ChannelGraph
 from tfprune.errors import TfpruneError
 from tfprune.onnx_graph.lowering import free
-from tfprune.onnx_graph.model import LARGEST, Node, tensor_of, weights_in_bytes
+from tfprune.onnx_graph.model import LARGEST, Node, copied, tensor_of, weights_in_bytes
 from tfprune.onnx_graph.trace import Body, as_inputs
 
 _WINDOW = ("kernel_shape", "strides", "pads", "auto_pad")
@@ -45,8 +45,7 @@ def replaceable(graph: ChannelGraph) -> list[str]:
 def without(graph: ChannelGraph, names: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
     """The model without some convolutions, one after the other, and the nodes that add channels of zeros."""
     body: Body = graph.body
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model = copied(graph.model)
     taken = {name for node in body.nodes for name in (*node.inputs, *node.outputs)} | set(body.known.initializers)
     by_name = {node.name: node for node in body.nodes}
     instead: dict[int, list[onnx.NodeProto]] = {}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tfprune.errors import TfpruneError, TraceError
 from tfprune.onnx_graph.infer import Known, declared_shape
 from tfprune.onnx_graph.lowering import Variable
-from tfprune.onnx_graph.model import LARGEST, load, weights_in_bytes, write_large
+from tfprune.onnx_graph.model import LARGEST, copied, load, weights_in_bytes, write_large
 from tfprune.onnx_graph.trace import nodes_of
 
 _LARGEST = 1 << 30  # numbers of one input
@@ -74,8 +74,7 @@ def run(model: Any, inputs: Sequence[NDArray], weights: Sequence[tuple[Variable,
     """
     model = load(model)
     if weights:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
+        copy = copied(model)
         for variable, array in weights:
             variable.put(copy, array)
         model = copy
@@ -103,6 +102,7 @@ def session(model: onnx.ModelProto) -> Any:
     options.log_severity_level = 4
     # Its optimisations are not all exact (microsoft/onnxruntime#18136).
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of each weight
     try:
         if weights_in_bytes(model) + (1 << 20) < LARGEST:
             return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
