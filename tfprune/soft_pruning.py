@@ -181,8 +181,13 @@ class SoftPruning(keras.callbacks.Callback):
         if self.paused:
             return
         self._step += 1
-        if self.every != "epoch" and self._step % int(self.every) == 0 and self._step >= self.begin:
+        due = self.every != "epoch" and self._step % int(self.every) == 0 and self._step >= self.begin
+        by_hand = self.mode == "hard" and self._masks is None and self._zeroing is not None
+        if due or by_hand:
             self._synchronize()
+        if by_hand:
+            self._zero()
+        if due:
             self._measure()
             self._choose(self._step)
 
@@ -248,9 +253,6 @@ class SoftPruning(keras.callbacks.Callback):
         if self._epoch_done:
             self.on_epoch_begin(loop.epoch)
         self.on_train_batch_end(self._step)
-        if self.mode == "hard" and self._masks is None and self._zeroed == before:
-            self._synchronize()
-            self._zero()
         return self._zeroed > before
 
     def after_epoch(self) -> bool:
@@ -531,5 +533,5 @@ class _Masked(keras.constraints.Constraint):
         value = ops.convert_to_tensor(weight if self.inner is None else self.inner(weight))
         shape = tuple(weight.shape)
         for split, mask in self.masks.items():
-            value = ops.reshape(ops.where(mask, ops.reshape(value, split), 0), shape)
+            value = ops.reshape(ops.where(mask.value, ops.reshape(value, split), 0), shape)
         return value
