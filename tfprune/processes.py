@@ -6,12 +6,14 @@ everything here is a matter of course.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from tfprune.errors import ProcessError
 
@@ -22,13 +24,16 @@ def is_first() -> bool:
     return jax is None or jax.process_index() == 0
 
 
-def whole(array: Any) -> Any:
-    """All of an array, also where each process holds a part of it: then all have to ask, in the same order."""
-    if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
-        return array
-    from jax.experimental import multihost_utils
+def whole(array: Any) -> NDArray:
+    """All of an array, also where each process holds a part of it: then all have to ask, in the same order.
 
-    return multihost_utils.process_allgather(array, tiled=True)
+    Raises:
+        ProcessError: another process has died.
+    """
+    if getattr(array, "is_fully_addressable", True):
+        return np.asarray(array)
+    with _together() as gather:
+        return np.asarray(array) if array.is_fully_replicated else gather(array, tiled=True)
 
 
 def agree(about: str, *parts: Any, hint: str) -> None:
@@ -40,14 +45,14 @@ def agree(about: str, *parts: Any, hint: str) -> None:
         hint: what to do when they differ.
 
     Raises:
-        ProcessError: they differ. It is raised by every process, so that none waits for the others.
+        ProcessError: they differ. It is raised by every process, so that none waits for the others. Or another
+            process has died.
     """
     if _several() is None:
         return
-    from jax.experimental import multihost_utils
-
     own = np.frombuffer(_digest(parts), np.uint8)
-    everyone = np.asarray(multihost_utils.process_allgather(own)).reshape(-1, own.size)
+    with _together() as gather:
+        everyone = np.asarray(gather(own)).reshape(-1, own.size)
     others = np.flatnonzero((everyone != everyone[0]).any(axis=1))
     if others.size:
         shown = ", ".join(map(str, others[:8])) + (", ..." if others.size > 8 else "")
@@ -61,6 +66,21 @@ def _several() -> Any:
     import jax
 
     return jax if jax.process_count() > 1 else None
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[Any]:
+    """Gives the function that gathers an array from all processes; says so when they cannot do it."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    try:
+        yield multihost_utils.process_allgather
+    except jax.errors.JaxRuntimeError as error:
+        raise ProcessError(
+            "what the processes compute together failed: most likely another one has died, or cannot be reached; its "
+            f"own output says why. Start all of them again; training goes on from the last checkpoint. JAX: {error}"
+        ) from error
 
 
 def _digest(parts: Iterable[Any]) -> bytes:

@@ -21,7 +21,7 @@ def numbers(variable: Any) -> NDArray:
         array = np.asarray(keras.ops.convert_to_numpy(variable))
     else:
         # Asking the variable itself makes a copy on TensorFlow.
-        array = np.asarray(whole(keras.ops.stop_gradient(variable)))
+        array = whole(keras.ops.stop_gradient(variable))
     array = array.view()
     array.flags.writeable = False
     return array
