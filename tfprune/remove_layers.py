@@ -17,8 +17,10 @@ from tfprune.channels.plan import PruningPlan
 from tfprune.cost import Cost, compare_table, cost
 from tfprune.criteria import Criterion, Scorer
 from tfprune.errors import PlanError
-from tfprune.frontend import layers_of, trace
-from tfprune.strip import strip
+from tfprune.frontend import layers_of, rebuild, trace
+from tfprune.soft import zeros_in
+from tfprune.strip import outcome
+from tfprune.verify import verify
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,24 @@ def remove_layers(
     if not chosen:
         return RemovalResult(graph.model, (), before, before, layers.walk(graph))
     edited, pads = layers.without(graph, chosen)
-    result = layers.tidied(strip(edited, _zeros(trace(edited), pads)).model)
-    left = trace(result)
+    whole = trace(edited)
+    left = trace(layers.tidied(_stripped(whole, _zeros(whole, pads))))
     # What nobody reads any more goes too, but no convolution beside those that were chosen.
-    bare = strip(result).model
-    if len(layers.convolutions(trace(bare))) == len(layers.convolutions(left)):
-        result, left = bare, trace(bare)
+    bare = trace(_stripped(left))
+    if len(layers.convolutions(bare)) == len(layers.convolutions(left)):
+        left = bare
+    result = left.model
     layers.check(result)
     return RemovalResult(result, tuple(chosen), before, cost(left), layers.walk(left))
+
+
+def _stripped(graph: ChannelGraph, plan: PruningPlan | None = None) -> Any:
+    """What `strip` makes of a model, compared as there, without what it tells of the two."""
+    left = outcome(graph, plan)
+    model = rebuild(left.graph, left.facts, left.new, left.replacements).model
+    zeros = () if plan is None else zeros_in(graph.model, plan)
+    verify(graph.model, model, weights=zeros).raise_if_different(f"stripping {graph.name}")
+    return model
 
 
 def _chosen(
