@@ -61,7 +61,7 @@ FLOW = (
     {"from_tensorflow"},
     {"latency", "bench"},
     {"selection", "soft_pruning", "sensitivity", "sparse", "trackers"},
-    {"pruning", "resume"},
+    {"pruning", "resume", "trainings"},
     {"report"},
     {"cli"},
     {"__main__", "__init__"},

@@ -77,7 +77,7 @@ class Checkpoints:
                 files(scratch)
                 (scratch / _STATE).write_text(json.dumps({"version": _VERSION, **state}) + "\n", encoding="utf-8")
                 names = sorted(path.name for path in scratch.iterdir())
-                sums = [f"{_checksum(scratch / name)}  {name}\n" for name in names]
+                sums = [f"{checksum(scratch / name)}  {name}\n" for name in names]
                 (scratch / _SUMS).write_text("".join(sums), encoding="utf-8")
                 for name in (*names, _SUMS):
                     _flush(scratch / name)
@@ -157,20 +157,17 @@ def _checked(place: Path) -> dict[str, Any]:
     for name, expected in sums.items():
         if not (place / name).is_file():
             raise ValueError(f"{name} is missing")
-        if _checksum(place / name) != expected:
+        if checksum(place / name) != expected:
             raise ValueError(f"{name} is not what was written: its checksum differs")
     return json.loads((place / _STATE).read_text(encoding="utf-8"))
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return _digest(file)
-
-
-def _digest(file: Any) -> str:
+def checksum(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
     found = hashlib.sha256()
-    while block := file.read(1 << 20):
-        found.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
     return found.hexdigest()
 
 

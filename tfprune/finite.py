@@ -1,10 +1,13 @@
-"""NaN and infinite weights: where they are, by name."""
+"""NaN and infinite numbers: where they are by name, and what is said of them."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import keras
 import numpy as np
 
+from tfprune.errors import DivergedError
 from tfprune.keras_graph.arrays import numbers
 
 
@@ -24,7 +27,7 @@ def not_finite(model: keras.Model) -> str:
     if not weights:
         return ""
     flags = keras.ops.stack([keras.ops.all(keras.ops.isfinite(variable.value)) for variable in weights])
-    wrong = np.flatnonzero(~np.asarray(keras.ops.convert_to_numpy(flags)))
+    wrong = np.flatnonzero(~numbers(flags))
     if not len(wrong):
         return ""
     variable = weights[wrong[0]]
@@ -34,4 +37,26 @@ def not_finite(model: keras.Model) -> str:
     return f"{(layer or model.name)!r} ({name}: {count:,} of {array.size:,} are NaN or infinite)"
 
 
-__all__ = ["not_finite"]
+def refuse_diverged(model: keras.Model, said: str = "", newest: Path | None = None) -> None:
+    """Raise if a weight is not finite, or if something else says so already.
+
+    Args:
+        said: what else is not finite, such as a loss, and when; "" for nothing.
+        newest: the last checkpoint, which is good.
+
+    Raises:
+        DivergedError: it names the first layer with such weights, and the checkpoint.
+    """
+    where = not_finite(model)
+    if not (where or said):
+        return
+    layer = f"the first layer with NaN or infinite weights is {where}" if where else "all weights are finite"
+    good = f"{str(newest)!r} is from before that, and good" if newest is not None else "there is no checkpoint"
+    raise DivergedError(
+        f"training has diverged: {said or 'weights are not finite'}; {layer}. Nothing of it was saved: {good}. A lower "
+        f"learning rate (Resume(changes='accept') goes on with another), clipped gradients (clipnorm=) or checked data "
+        f"may help"
+    )
+
+
+__all__ = ["not_finite", "refuse_diverged"]

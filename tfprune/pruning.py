@@ -15,14 +15,19 @@ import numpy as np
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.ops import Affine, Contract, Depthwise
 from tfprune.channels.plan import PruningPlan
+from tfprune.checkpoints import lock, unlock
 from tfprune.criteria import Criterion, Sample, needs_of
-from tfprune.errors import CheckpointError, PlanError, TfpruneError
+from tfprune.errors import CheckpointError, DivergedError, PlanError, TfpruneError
 from tfprune.files import atomic_path, output_directory, write_text
+from tfprune.finite import not_finite
 from tfprune.frontend import trace
 from tfprune.monitor import ConvergenceMonitor, FailureReport
+from tfprune.randomness import seed_epoch
 from tfprune.selection import matches, select
+from tfprune.settings import described
 from tfprune.soft import soft_prune
 from tfprune.strip import StripResult, strip
+from tfprune.trainings import Trainings
 
 Train = Callable[[keras.Model, Path], Any]
 _SUFFIXES = (".keras", ".weights.h5")
@@ -342,8 +347,15 @@ class Pruning:
         thresholds: Sequence[float] = (0.8, 0.7, 0.6, 0.55, 0.5),
         max_failure_rate: float | None = None,
         max_retries: int = 3,
+        *,
+        seed: int | None = 0,
+        resume: bool = True,
     ) -> ConvergenceMonitor:
         """The threshold ladder: zero, train, and while too many filters came back, zero the same again and train.
+
+        What is done is noted in `run.json` after each training. Killed at any moment, the same call goes on behind the
+        last training that was finished, and ends with the same plan; one that had ended is loaded. A training that
+        should itself go on in its middle takes `tfprune.Resume(directory / "checkpoints")` in `train`.
 
         Args:
             train: your function, called as `train(model, directory)`. It trains the model in place, or returns the
@@ -351,38 +363,74 @@ class Pruning:
             thresholds: fractions in [0, 1], in the order in which they are used.
             max_failure_rate: go on to the next threshold when at most this fraction came back.
             max_retries: how often the same filters are zeroed again before going on all the same.
+            seed: the global generators are seeded before each training, from this and its number, so that it is the
+                same whether or not the run was killed before it. None: they are not.
+            resume: False: begin anew, over what an earlier run has left in the directory.
 
         Returns:
             the monitor, with a report a training.
 
         Raises:
             PlanError: a threshold that is no number in [0, 1].
+            CheckpointError: the directory holds a run with other settings (they are listed), or another process is at
+                work there.
+            DivergedError: a training made weights that are NaN or infinite; the run goes on from the one before.
         """
         for threshold in thresholds:
             self.set_threshold(threshold)
         limit = self.monitor.max_failure_rate if max_failure_rate is None else max_failure_rate
         home = self.output_dir
+        lock(home)
         try:
+            asked = {"thresholds": thresholds, "limit": limit, "retries": max_retries, "seed": seed}
+            trainings, number = self._trainings(asked, resume), 0
             for threshold in thresholds:
                 self.set_threshold(threshold)
                 for attempt in range(max_retries + 1):
                     name = f"TH{threshold:g}" + (f"_Repruned{attempt}" if attempt else "")
                     self.set_output_dir(home / name)
-                    checkpoint = self.pruning_process(retrain=attempt > 0)
-                    assert self.plan is not None
-                    self._log(f"{name}: {self.plan.pruned} channels zeroed, {checkpoint}")
-                    self._train(train, self.output_dir)
-                    report = self._summary(epoch=len(self.monitor.history))
-                    self._log(f"{name}: {report.failed} of {report.pruned} filters came back ({report.rate:.1%})")
+                    report = trainings.past(number, self.monitor)
+                    if report is None:
+                        if seed is not None:
+                            seed_epoch(seed, number)
+                        report = self._rung(train, name, attempt)
+                        trainings.add(name, self)
+                    number += 1
                     if report.rate <= limit:
                         break
                 else:
-                    self._log(f"TH{threshold:g}: still {report.rate:.1%} after {max_retries} retries; going on")
+                    rate = self.monitor.rate
+                    self._log(f"TH{threshold:g}: still {rate:.1%} after {max_retries} retries; going on")
         finally:
             self.output_dir = home
             if self.monitor.history:
                 self.monitor.to_csv(home / "failure_rates.csv")
+            unlock(home)
         return self.monitor
+
+    def _rung(self, train: Train, name: str, attempt: int) -> FailureReport:
+        """Zero, train, and look what came back."""
+        checkpoint = self.pruning_process(retrain=attempt > 0)
+        assert self.plan is not None
+        self._log(f"{name}: {self.plan.pruned} channels zeroed, {checkpoint}")
+        self._train(train, self.output_dir)
+        report = self._summary(epoch=len(self.monitor.history))
+        self._log(f"{name}: {report.failed} of {report.pruned} filters came back ({report.rate:.1%})")
+        return report
+
+    def _trainings(self, asked: dict[str, Any], resume: bool) -> Trainings:
+        """What an earlier start of the same run has done, taken over."""
+        own = {"scope_names": self.scope_names, "criterion": self.criterion, "round_to": self.round_to, **self.options}
+        more = {"slots": self.slots, "layers": self.layers, "heads": self.heads, "data": self.data}
+        weights = [list(weight.shape) for weight in self.model.weights]
+        started = {**described({**asked, **own, **more}), "weights": weights}
+        trainings = Trainings(self.output_dir, started, self._log, resume)
+        plan = trainings.restore(self.model, self.monitor)
+        if plan is not None:
+            self.plan = PruningPlan.from_json(plan, trace(self.model))
+            self.pruning_filters_dict = {name: list(indices) for name, indices in self.plan.channels.items()}
+            self.retrained_ckpt_path = self.output_dir / trainings.records[-1]["name"] / "retrained.keras"
+        return trainings
 
     def _train(self, train: Train, directory: Path) -> None:
         result = train(self.model, directory)
@@ -391,6 +439,12 @@ class Pruning:
         elif isinstance(result, keras.Model):
             _same_weights(result, self.model, directory)
             self.model = result
+        where = not_finite(self.model)
+        if where:
+            raise DivergedError(
+                f"training in {str(directory)!r} made NaN or infinite weights, first in {where}; its result is not "
+                f"kept. The same call goes on from the training before"
+            )
         save(self.model, directory / "retrained.keras")
         self.retrained_ckpt_path = directory / "retrained.keras"
 

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras.src.random.seed_generator import global_seed_generator  # has no public name
 
+from tfprune.keras_graph.arrays import numbers
+
 
 def seed_epoch(seed: int, epoch: int) -> None:
     """Seed the global generators of Python, NumPy, Keras and its backend for an epoch, the same in every process.
@@ -17,15 +19,31 @@ def seed_epoch(seed: int, epoch: int) -> None:
     Seeds that layers hold for themselves (those of `Dropout`) are not touched: they are part of a model's state.
     """
     number = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    # Keras draws from Python's generator to make its own, where there is none yet: so that comes first.
+    generator = global_seed_generator()
     random.seed(number)
     np.random.seed(number)
     # In place: what has been compiled with this generator goes on with it.
-    generator = global_seed_generator()
     generator.state.assign(np.array([number % 2**31, 0], generator.state.dtype))
     if "tensorflow" in sys.modules:
         sys.modules["tensorflow"].random.set_seed(number)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(number)
+
+
+def layer_seeds(model: keras.Model) -> list[list[int]]:
+    """The seeds that layers such as Dropout hold; Keras' files leave them out."""
+    return [numbers(variable).tolist() for variable in _seeds(model)]
+
+
+def set_layer_seeds(model: keras.Model, seeds: list[list[int]]) -> None:
+    """Put them back."""
+    for variable, seed in zip(_seeds(model), seeds, strict=True):
+        variable.assign(np.array(seed, variable.dtype))
+
+
+def _seeds(model: keras.Model) -> list[Any]:
+    return [variable for variable in model.non_trainable_variables if variable.path.endswith("seed_generator_state")]
 
 
 def random_state() -> dict[str, Any]:
@@ -34,7 +52,7 @@ def random_state() -> dict[str, Any]:
     found: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": [kind, np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
-        "keras": keras.ops.convert_to_numpy(global_seed_generator().state).tolist(),
+        "keras": numbers(global_seed_generator().state).tolist(),
     }
     if "torch" in sys.modules:
         found["torch"] = bytes(sys.modules["torch"].get_rng_state().tolist()).hex()

@@ -15,11 +15,11 @@ import numpy as np
 
 from tfprune.checkpoints import Checkpoints, lock, unlock
 from tfprune.errors import CheckpointError, DataError, DivergedError, PlanError
-from tfprune.finite import not_finite
+from tfprune.finite import refuse_diverged
 from tfprune.keras_graph.arrays import numbers
 from tfprune.packing import packed, read_arrays, unpacked, write_arrays
 from tfprune.processes import agree, is_first
-from tfprune.randomness import random_state, seed_epoch, set_random_state
+from tfprune.randomness import layer_seeds, random_state, seed_epoch, set_layer_seeds, set_random_state
 from tfprune.settings import described, differences
 
 _WEIGHTS, _ARRAYS = "model.weights.h5", "arrays.npz"
@@ -128,7 +128,8 @@ class Resume(keras.callbacks.Callback):
         self._metrics: list[Any] = []
         self._reread = 0
         self._random: dict[str, Any] | None = None
-        self._poisoned: tuple[int, float] | None = None
+        self._poison: float | None = None
+        self._thread = 0
         self._counting = threading.Lock()
 
     # -- Keras' events --------------------------------------------------------------------------------------------
@@ -147,14 +148,13 @@ class Resume(keras.callbacks.Callback):
         if not self._reread:
             self.batch = 0
         else:
-            _put(self.model.metrics_variables, self._metrics)
-            self._pause(True)
+            self._tell("paused", True)
             self._pass_over(self._reread)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._reread:
             self._reread = max(0, self._reread - self.model.steps_per_execution)
-            self._pause(self._reread > 0)
+            self._tell("paused", self._reread > 0)
             return
         self._after_batch(batch + 1, (logs or {}).get("loss"), self.params.get("steps"))
 
@@ -264,12 +264,14 @@ class Resume(keras.callbacks.Callback):
 
         size = 4 * sum(int(np.prod(variable.shape)) for variable in (*self.model.weights, *self._own_variables()))
         try:
-            return self.checkpoints.write(state, files, size + sum(array.nbytes for array in arrays.values()))
+            place = self.checkpoints.write(state, files, size + sum(array.nbytes for array in arrays.values()))
         except CheckpointError as error:
             if self.checkpoints.newest is None:
                 raise
             warnings.warn(f"{error}; training goes on, {self.checkpoints.newest.name} stays", stacklevel=2)
             return None
+        self._tell("newest_checkpoint", place)
+        return place
 
     def restore_random(self) -> None:
         """Put the global generators to where they were, for a loop that does not read passed batches again."""
@@ -286,7 +288,8 @@ class Resume(keras.callbacks.Callback):
             lock(self.directory)
             self.checkpoints.clean()
         self.epoch = self.batch = self.step = self._reread = 0
-        self.logs, self.extra, self._stopped, self._random, self._poisoned = [], None, False, None, None
+        self.logs, self.extra, self._stopped, self._random, self._poison = [], None, False, None, None
+        self._thread = threading.get_ident()
         try:
             found = self.checkpoints.read()
             name = "" if found is None else found[0].name
@@ -322,15 +325,14 @@ class Resume(keras.callbacks.Callback):
             set_epoch(epoch)
 
     def _after_batch(self, batch: int, loss: Any, steps: int | None) -> None:
-        if loss is not None and not math.isfinite(loss) and self._poisoned is None:
-            self._poisoned = (batch, float(loss))
-            if self.async_safe:  # not in Keras' thread: on_epoch_end raises it
-                self.model.stop_training = True
-            else:
-                self._refuse_diverged({})
         with self._counting:  # Keras may call this from several threads
             before, self.batch = self.step, max(self.batch, batch)
             self.step = self._epoch_step + self.batch
+        if loss is not None and not math.isfinite(loss) and self._poison is None:
+            self._poison = float(loss)
+            if threading.get_ident() == self._thread:
+                self._refuse_diverged({})
+            self.model.stop_training = True  # on_epoch_end raises it
         if self.every != "epoch" and self.step // self.every > before // self.every and batch != steps:
             self.save()
 
@@ -345,24 +347,14 @@ class Resume(keras.callbacks.Callback):
     def _refuse_diverged(self, logs: Mapping[str, Any]) -> None:
         if self._synchronize is not None:
             self._synchronize()
-        losses = {name: value for name, value in logs.items() if "loss" in name and not math.isfinite(float(value))}
-        where = not_finite(self.model)
-        if not (losses or where or self._poisoned):
-            return
-        batch, loss = self._poisoned or (self.batch, next(iter(losses.values()), None))
-        said = f"the loss is {loss}" if loss is not None else "weights are not finite"
-        layer = f"the first layer with such weights is {where}" if where else "all weights are finite"
-        newest = self.checkpoints.newest
-        good = (
-            f"{str(newest)!r} is from before and good; the same command goes on from it"
-            if newest is not None
-            else "no checkpoint had been written"
-        )
-        unlock(self.directory)
-        raise DivergedError(
-            f"{said} in epoch {self.epoch}, batch {batch}; {layer}. Nothing was saved: {good}. A lower learning rate, "
-            f"clipped gradients (clipnorm=) or checked data may help"
-        )
+        losses = [(name, value) for name, value in logs.items() if "loss" in name and not math.isfinite(float(value))]
+        name, value = losses[0] if losses else ("loss", self._poison)
+        said = "" if value is None else f"{name} is {value} in epoch {self.epoch}, batch {self.batch}"
+        try:
+            refuse_diverged(self.model, said, self.checkpoints.newest)
+        except DivergedError:
+            self._close()
+            raise
 
     # -- what is kept ---------------------------------------------------------------------------------------------
 
@@ -375,7 +367,7 @@ class Resume(keras.callbacks.Callback):
             "started": self._now,
             "weights": _listed(self.model.weights),
             "optimizer": _listed(self._own_variables()),
-            "seeds": [numbers(variable).tolist() for variable in _seeds(self.model)],
+            "seeds": layer_seeds(self.model),
             "metrics": [numbers(variable).tolist() for variable in self.model.metrics_variables] if self.batch else [],
             "callbacks": [packed(_state_of(one), arrays) for one in self.kept],
             "other_optimizer": packed(_state_of_optimizer(self._optimizer), arrays),
@@ -386,12 +378,14 @@ class Resume(keras.callbacks.Callback):
 
     def _restore(self, place: Path, state: dict[str, Any]) -> None:
         self._check(place, state)
-        arrays = read_arrays(place / _ARRAYS)
+        arrays, rate = read_arrays(place / _ARRAYS), self._new_rate(state)
         try:
             self.model.load_weights(place / _WEIGHTS)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{str(place)!r} does not fit {self.model.name!r}: {error}") from error
-        _put(_seeds(self.model), state["seeds"])
+        if rate is not None:
+            self.model.optimizer.learning_rate = rate
+        set_layer_seeds(self.model, state["seeds"])
         _put_optimizer(self._optimizer, unpacked(state["other_optimizer"], arrays))
         for one, kept in zip(self.kept, state["callbacks"], strict=True):
             _put_state(one, unpacked(kept, arrays))
@@ -399,6 +393,7 @@ class Resume(keras.callbacks.Callback):
         self.logs, self.extra = unpacked(state["logs"], arrays), unpacked(state["extra"], arrays)
         self._metrics, self._random, self._stopped = state["metrics"], state["random"], state["stopped"]
         self._reread = self.step if self.data == "stream" else self.batch
+        self._tell("newest_checkpoint", place)
         where = f", batch {self.batch}" if self.batch else ""
         told = "the training had ended" if self._stopped else f"going on with epoch {self.epoch}{where}"
         self.log(f"{place}: {told}")
@@ -422,6 +417,11 @@ class Resume(keras.callbacks.Callback):
                 + f"{rest}\nGo on with what was, or begin anew in another directory"
                 + ("" if lines else "; Resume(changes='accept') goes on with other settings")
             )
+
+    def _new_rate(self, state: dict[str, Any]) -> float | None:
+        """The learning rate, where the run is to go on with another than it was started with."""
+        was, now = ((one["optimizer"] or {}).get("learning_rate") for one in (state["started"], self._now))
+        return now if isinstance(now, float) and now != was and self._optimizer is None else None
 
     def _described(self) -> dict[str, Any]:
         """What the run is started with."""
@@ -449,6 +449,7 @@ class Resume(keras.callbacks.Callback):
         """
         model, left = self.model, batches
         train, backend = model.train_function, keras.backend.backend()
+        _put(model.metrics_variables, self._metrics)
 
         def passed(*given: Any) -> Any:
             nonlocal left
@@ -457,16 +458,19 @@ class Resume(keras.callbacks.Callback):
                 model.train_function = train
             if backend == "tensorflow":  # it is handed an iterator, others a list of batches
                 for _ in range(model.steps_per_execution):
-                    next(given[0])
+                    batch = next(given[0])
+                if len(model.metrics_variables) < len(self._metrics):
+                    _build_metrics(model, batch)
+                    _put(model.metrics_variables, self._metrics)
             return ({}, given[0]) if backend == "jax" else {}
 
         model.train_function = passed
 
-    def _pause(self, paused: bool) -> None:
-        """Batches that are passed over do not count, for those callbacks that count."""
+    def _tell(self, name: str, value: Any) -> None:
+        """Those callbacks that want to know: that batches are passed over and do not count; what is safe on disk."""
         for one in self.kept:
-            if hasattr(one, "paused"):
-                one.paused = paused
+            if hasattr(one, name):
+                setattr(one, name, value)
 
     def _fill_history(self) -> None:
         """What `fit` returns has the epochs before the kill in it, too."""
@@ -524,16 +528,21 @@ def _put_optimizer(optimizer: Any, state: Any) -> None:
         _put(optimizer.variables, state)
 
 
+def _build_metrics(model: keras.Model, batch: Any) -> None:
+    """TensorFlow makes the variables of compiled metrics in the first step; here they have to be filled before it."""
+    seeds = layer_seeds(model)
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    outputs = model(x, training=False)
+    model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=False)
+    model.compute_metrics(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
+    set_layer_seeds(model, seeds)
+
+
 def _put(variables: Sequence[Any], values: Sequence[Any]) -> None:
     """Fill variables; those of metrics that do not exist before the first batch are left as they are."""
     if len(variables) == len(values):
         for variable, value in zip(variables, values, strict=True):
             variable.assign(np.asarray(value, keras.backend.standardize_dtype(variable.dtype)))
-
-
-def _seeds(model: keras.Model) -> list[Any]:
-    """The seeds that layers hold, which Keras' files leave out."""
-    return [variable for variable in model.non_trainable_variables if variable.path.endswith("seed_generator_state")]
 
 
 def _listed(variables: Sequence[Any]) -> list[list[Any]]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -15,6 +16,7 @@ from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.plan import PruningPlan, zeroable
 from tfprune.criteria import Criterion, Sample, needs_of
 from tfprune.errors import PlanError
+from tfprune.finite import refuse_diverged
 from tfprune.frontend import trace
 from tfprune.latency import LatencyTable
 from tfprune.monitor import ConvergenceMonitor
@@ -63,6 +65,7 @@ class SoftPruning(keras.callbacks.Callback):
 
     Raises:
         ProcessError: (while training) the processes that train together chose differently.
+        DivergedError: in training, when channels are to be chosen and a weight is NaN or infinite.
         PlanError: not exactly one of ratio, thresholds and budgets, a value out of range, an unknown criterion, mode
             or policy, a criterion that needs data without any.
         DataError: data that can be read only once.
@@ -154,6 +157,8 @@ class SoftPruning(keras.callbacks.Callback):
         self._loop: _Loop | None = None
         #: batches that have been trained on before are read again, and do not count (`Resume` sets it)
         self.paused = False
+        #: where the state before this moment is kept, if it is (`Resume` sets it)
+        self.newest_checkpoint: Path | None = None
 
     # -- Keras' events --------------------------------------------------------------------------------------------
 
@@ -437,6 +442,7 @@ class SoftPruning(keras.callbacks.Callback):
             self.monitor.measure(self.model, self.plan, epoch=self._epoch, threshold=value)
 
     def _choose(self, progress: int) -> None:
+        refuse_diverged(self.model, newest=self.newest_checkpoint)
         self._current = self._amount(progress)
         amount: dict[str, Any] = {**self._current, "latency_table": self.latency_table}
         plan = select(self._graph, **amount, **self.options)
