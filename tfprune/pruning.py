@@ -427,7 +427,7 @@ class Pruning:
         trainings = Trainings(self.output_dir, started, self._log, resume)
         plan = trainings.restore(self.model, self.monitor)
         if plan is not None:
-            self.plan = PruningPlan.from_json(plan, trace(self.model))
+            self.plan = PruningPlan.from_state(plan, trace(self.model))
             self.pruning_filters_dict = {name: list(indices) for name, indices in self.plan.channels.items()}
             self.retrained_ckpt_path = self.output_dir / trainings.records[-1]["name"] / "retrained.keras"
         return trainings

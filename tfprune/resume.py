@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import threading
@@ -256,15 +257,17 @@ class Resume(keras.callbacks.Callback):
             return None
         arrays: dict[str, Any] = {}
         state = self._state(arrays)
+        weights = _InMemory()
+        self.model.save_weights(weights)
 
         def files(place: Path) -> None:
-            self.model.save_weights(place / _WEIGHTS)
+            (place / _WEIGHTS).write_bytes(weights.getbuffer())
             if arrays:
                 write_arrays(place / _ARRAYS, arrays)
 
-        size = 4 * sum(int(np.prod(variable.shape)) for variable in (*self.model.weights, *self._own_variables()))
+        size = weights.getbuffer().nbytes + sum(array.nbytes for array in arrays.values())
         try:
-            place = self.checkpoints.write(state, files, size + sum(array.nbytes for array in arrays.values()))
+            place = self.checkpoints.write(state, files, size)
         except CheckpointError as error:
             if self.checkpoints.newest is None:
                 raise
@@ -481,6 +484,13 @@ class Resume(keras.callbacks.Callback):
         for logs in self.logs:
             for name, value in logs.items():
                 history.history.setdefault(name, []).append(value)
+
+
+class _InMemory(io.BytesIO):
+    """A weights file that Keras writes to memory: HDF5 crashes where a disk fills under it, and Python only raises."""
+
+    def __str__(self) -> str:
+        return _WEIGHTS  # Keras looks at the suffix
 
 
 def _asleep(callback: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -310,8 +309,7 @@ class SoftPruning(keras.callbacks.Callback):
             "step": self._step,
             "skipped": self._skipped,
             "amounts": self._current if self.plan is not None else {},
-            "names": self._names(),
-            "plan": None if self.plan is None else json.loads(self.plan.to_json()),
+            "plan": None if self.plan is None else self.plan.to_state(),
             "monitor": self.monitor.get_state(),
             "latency_table": table.to_json() if isinstance(table, LatencyTable) else None,
         }
@@ -332,26 +330,10 @@ class SoftPruning(keras.callbacks.Callback):
             self._loop.epoch = state["epoch"]
         self._current, self.plan, self._zeroing = state["amounts"], None, None
         if state["plan"] is not None:
-            self.plan = PruningPlan.from_json(json.dumps(self._renamed(state)), self._graph)
+            self.plan = PruningPlan.from_state(state["plan"], self._graph)
             self._zeroing = Zeroing(self.model, self.plan)
             if self._masks is not None:
                 self._masks.hold(self._zeroing)
-
-    def _names(self) -> dict[str, list[str]]:
-        """Of the graph's channel groups and layers, in order."""
-        groups = [group.name for group in self._graph.groups]
-        return {"groups": groups, "layers": list(dict.fromkeys(op.layer for op in self._graph.ops))}
-
-    def _renamed(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The plan with the names that are in use now: in one process, Keras numbers layers without a name on."""
-        plan, now = dict(state["plan"]), self._names()
-        for kind, was in state["names"].items():
-            if len(was) != len(now[kind]):
-                raise PlanError(f"the state is of a model with {len(was)} {kind}, and this one has {len(now[kind])}")
-        groups, layers = (dict(zip(state["names"][kind], now[kind], strict=True)) for kind in ("groups", "layers"))
-        for part in ("groups", "widths"):
-            plan[part] = {groups[name]: value for name, value in plan[part].items()}
-        return {**plan, "layers": [layers[name] for name in plan["layers"]]}
 
     def set_model(self, model: keras.Model) -> None:
         """Keras calls it before `fit`."""

@@ -48,14 +48,14 @@ class Trainings:
                 "name": name,
                 "checksum": checksum(self.home / name / "retrained.keras"),
                 "seeds": layer_seeds(run.model),
-                "plan": run.plan.to_json(),
+                "plan": run.plan.to_state(),
                 "monitor": run.monitor.get_state(),
             }
         )
         write_json(self.home / _FILE, {"version": _VERSION, "started": self.started, "trainings": self.records})
 
-    def restore(self, model: keras.Model, monitor: ConvergenceMonitor) -> str | None:
-        """Fill a model and a monitor from the newest; the JSON of its plan, or None where nothing is done."""
+    def restore(self, model: keras.Model, monitor: ConvergenceMonitor) -> dict[str, Any] | None:
+        """Fill a model and a monitor from the newest; its plan's state, or None where nothing is done."""
         if not self.records:
             return None
         newest = self.records[-1]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,6 +250,30 @@ class PruningPlan:
                 raise PlanError(f"the plan was made for another model: group {name!r} had width {width}, here {found}")
         return cls.from_groups(graph, groups, layers, data.get("request", ""))
 
+    def to_state(self) -> dict[str, Any]:
+        """The plan as JSON for another start of the same program: group names and layers count by their place."""
+        return {**json.loads(self.to_json()), "names": _names(self.graph)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], graph: ChannelGraph) -> PruningPlan:
+        """Read what `to_state` gave, for the same model.
+
+        Its layers may have other names: in one process, Keras numbers those without a name on.
+
+        Raises:
+            PlanError: it was made for another model.
+        """
+        now, renamed = _names(graph), dict(state)
+        for kind, was in renamed.pop("names").items():
+            if len(was) != len(now[kind]):
+                raise PlanError(f"the plan is of a model with {len(was)} {kind}, and {graph.name} has {len(now[kind])}")
+            found = dict(zip(was, now[kind], strict=True))
+            if kind == "layers":
+                renamed["layers"] = [found[name] for name in state["layers"]]
+            else:
+                renamed |= {part: {found[k]: v for k, v in state[part].items()} for part in ("groups", "widths")}
+        return cls.from_json(json.dumps(renamed), graph)
+
     def __str__(self) -> str:
         rows = []
         for group in self.graph.groups:
@@ -285,6 +310,12 @@ class PruningPlan:
             if any(self.gone[self.graph.channel_of[own]].any() for own in labels):
                 found[call.layer] = call.layer in known or any(part.startswith(f"{call.layer}/") for part in known)
         return [layer for layer, weighs in found.items() if not weighs]
+
+
+def _names(graph: ChannelGraph) -> dict[str, list[str]]:
+    """Of a graph's channel groups and layers, in order."""
+    groups = [group.name for group in graph.groups]
+    return {"groups": groups, "layers": list(dict.fromkeys(op.layer for op in graph.ops))}
 
 
 _FEW = 24  # so many rows are printed with the plan itself
