@@ -62,6 +62,7 @@ FLOW = (
     {"latency", "bench"},
     {"selection", "soft_pruning", "sensitivity", "sparse", "trackers"},
     {"pruning", "resume", "trainings"},
+    {"recipes"},
     {"report"},
     {"cli"},
     {"__main__", "__init__"},

@@ -77,7 +77,7 @@ __all__ = [
     "verify",
 ]
 __version__ = "0.1.0"
-_MODULES = ("schedules", "sparse", "trackers")
+_MODULES = ("recipes", "schedules", "sparse", "trackers")
 
 
 def __getattr__(name: str) -> Any:

@@ -167,7 +167,7 @@ def commands() -> dict[str, Command]:
 
     >>> sorted(commands())
     ['bench', 'cost', 'draw', 'export', 'inspect', 'prune', 'remove_layers', 'sensitivity', 'strip', 'to_keras',
-     'track', 'verify', 'view']
+     'track', 'train', 'verify', 'view']
     """
     package = importlib.import_module("tfprune.cli.commands")
     found = (importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__))

@@ -130,16 +130,16 @@ def compile_classifier(model: Any, learning_rate: float = 1e-3) -> None:
     """Compile for training and measuring on class numbers: Adam, cross-entropy, accuracy."""
     import keras
 
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not _gives_probabilities(model))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not gives_probabilities(model))
     model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
 
 
-def _gives_probabilities(model: Any) -> bool:
+def gives_probabilities(model: Any) -> bool:
     import keras
 
     last = model.outputs[0]._keras_history.operation
     if isinstance(last, keras.Model):
-        return _gives_probabilities(last)
+        return gives_probabilities(last)
     return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
 
 

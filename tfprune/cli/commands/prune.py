@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -199,13 +198,11 @@ def _over_thresholds(model: Any, dataset: Any, options: SimpleNamespace, output:
 
 def _to_amount(model: Any, dataset: Any, options: SimpleNamespace, output: Path) -> tuple[Any, Any]:
     import tfprune
-    from tfprune.schedules import named
+    from tfprune.recipes.base import along
 
     amounts: dict[str, Any] = _amounts(options)
-    if options.schedule is not None and options.epochs > 1:  # the last epoch is trained at the whole amount
-        for name, value in amounts.items():
-            gone = named(options.schedule, value if name == "ratio" else 1 - value, options.epochs - 1)
-            amounts[name] = gone if name == "ratio" else _left(gone)
+    if options.schedule is not None:  # the last epoch is trained at the whole amount
+        amounts = along(options.schedule, options.epochs - 1, amounts)
     pruning = tfprune.SoftPruning(
         options.criterion,
         layers=options.layers,
@@ -238,11 +235,6 @@ def _tracking(options: SimpleNamespace, output: Path, pruning: Any) -> list[Any]
     if not options.track:
         return []
     return [Tracking(*(named(name, output) for name in options.track), pruning=pruning)]
-
-
-def _left(gone: Callable[[int], float]) -> Callable[[int], float]:
-    """What is left when so much is gone."""
-    return lambda progress: 1 - gone(progress)
 
 
 COMMAND = Command(
