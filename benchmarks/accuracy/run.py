@@ -58,16 +58,16 @@ TIERS = {
 ARMS = {
     "unpruned": None,
     "torch_group_norm": None,
-    "torch_group_sl": None,
+    "agp": ("agp", {"until": 0.3}),
     "sfp": ("sfp", {}),
-    "agp": ("agp", {}),
-    "fpgm": ("fpgm", {}),
+    "agp_taught": ("agp", {"until": 0.3}),
+    "torch_group_sl": None,
     "group_sparsity": ("group_sparsity", {}),
+    "fpgm": ("fpgm", {}),
     "slimming": ("slimming", {}),
     "asfp": ("asfp", {}),
     "ladder": ("ladder", {}),
     "scratch": ("scratch", {}),
-    "agp_taught": ("agp", {}),
 }
 
 flags.DEFINE_string("dataset", None, "An .npz file with x_train, y_train, x_test and y_test.", required=True)
@@ -122,7 +122,7 @@ def train_first(images, settings, path, seed):
     keras.utils.set_random_seed(seed)
     print(f"{FLAGS.model}, seed {seed}: first training", flush=True)
     model, start = MODELS[FLAGS.model](), time.time()
-    train = Training(images, settings["first_rate"], settings["decay"])
+    train = Training(images, settings["first_rate"], settings["decay"], path.parent / "stages")
     train(model, settings["first_epochs"], stage="first")
     graph = tfprune.trace(model)
     weights = {w.key: keras.ops.convert_to_numpy(v) for w, v in graph.variables.items()}
@@ -138,7 +138,8 @@ def run_arm(arm, images, settings, trained):
     model, start = keras.saving.load_model(trained), time.time()
     before = tfprune.cost(model)
     epochs = settings["epochs"]
-    train = Training(images, settings["rate"], settings["decay"], epoch=settings["first_epochs"])
+    stages = trained.parent / "stages" / arm
+    train = Training(images, settings["rate"], settings["decay"], stages, epoch=settings["first_epochs"])
     note = {}
     if arm == "unpruned":
         train(model, epochs)
@@ -146,7 +147,7 @@ def run_arm(arm, images, settings, trained):
     else:
         name, options = ARMS[arm]
         if arm == "scratch":
-            train = Training(images, settings["first_rate"], settings["decay"])
+            train = Training(images, settings["first_rate"], settings["decay"], stages)
             epochs += settings["first_epochs"]
         asked = taught(train, keras.saving.load_model(trained)) if arm.endswith("_taught") else train
         result = recipes.named(name)(model, asked, epochs=epochs, macs=settings["macs"], round_to=1, **options)
@@ -190,7 +191,8 @@ def run_torch(arm, images, settings, directory, seed):
         **{name: settings[name] for name in ("batch_size", "epochs", "rate", "decay", "macs")},
     }  # fmt: skip
     command = [FLAGS.torch_python, str(HERE / "torch_arm.py"), *(f"--{name}={value}" for name, value in given.items())]
-    subprocess.run(command, check=True)
+    # Its threads wait in a busy loop otherwise, which makes it many times slower where cores are shared.
+    subprocess.run(command, check=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     ours = json.loads((directory / "trained.json").read_text())["accuracy"]
     theirs = json.loads((directory / f"{arm}.json").read_text())["accuracy_before"]
     if abs(ours - theirs) > 0.002:

@@ -3,24 +3,29 @@
 import keras
 import numpy as np
 
+from tfprune.resume import Resume
+
 MOMENTUM = 0.9
 
 
 class Epochs(keras.utils.PyDataset):
-    """The batches of `images`, from an epoch on."""
+    """The batches of `images`, those of epoch `begin` first."""
 
-    def __init__(self, images, epoch=0):
+    def __init__(self, images, begin=0):
         super().__init__()
-        self.images, self.epoch = images, epoch
-        self._order = (None, None)
+        self.images, self.begin = images, begin
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        """Go to an epoch of this stage."""
+        self.epoch = self.begin + epoch
+        self.order = self.images.order(self.epoch)
 
     def __len__(self):
         return self.images.steps
 
     def __getitem__(self, step):
-        if self._order[0] != self.epoch:
-            self._order = self.epoch, self.images.order(self.epoch)
-        return self.images.batch(self.epoch, step, self._order[1])
+        return self.images.batch(self.epoch, step, self.order)
 
 
 class Training:
@@ -30,14 +35,15 @@ class Training:
         images: an `Images`.
         rate: the learning rate at the beginning of a stage.
         decay: weight decay: each step takes away rate * decay of every weight.
+        directory: where a stage keeps its checkpoints; one that was finished there is loaded.
         epoch: where in the order of the data the first stage begins.
         log: called with a line an epoch.
     """
 
-    def __init__(self, images, rate, decay, epoch=0, log=print):
-        self.images, self.rate, self.decay, self.epoch, self.log = images, rate, decay, epoch, log
-        self.first = epoch
-        self.curve = []
+    def __init__(self, images, rate, decay, directory, epoch=0, log=print):
+        self.images, self.rate, self.decay, self.directory = images, rate, decay, directory
+        self.first = self.epoch = epoch
+        self.log, self.curve = log, []
 
     def __call__(self, model, epochs, *, stage="training", callbacks=()):
         """Train in place."""
@@ -51,20 +57,23 @@ class Training:
         data, begin = Epochs(self.images, self.epoch), self.epoch
         some = self.images.x_test[:1000], self.images.y_test[:1000]
 
-        def move(epoch, logs):
-            data.epoch = begin + epoch
-
         def note(epoch, logs):
-            row = {name: round(float(logs[name]), 4) for name in ("loss", "accuracy", "val_accuracy")}
-            self.curve.append({"epoch": begin + epoch, "stage": stage, **row})
-            self.log(f"  {stage} {begin + epoch}: {row}")
+            self.log(f"  {stage} {begin + epoch}: {_row(logs)}")
 
-        watch = keras.callbacks.LambdaCallback(on_epoch_begin=move, on_epoch_end=note)
+        watch = keras.callbacks.LambdaCallback(on_epoch_end=note)
+        resume = Resume(self.directory / stage, [*callbacks], data=data, seed=self.images.seed, log=None)
         history = model.fit(
             data, epochs=epochs, verbose=0, shuffle=False, validation_data=some, validation_batch_size=500,
-            callbacks=[*callbacks, watch],
-        )  # fmt: skip
-        self.epoch += len(history.epoch)
+            callbacks=[*callbacks, watch, resume],
+        ).history  # fmt: skip
+        done = len(history["loss"])
+        rows = [_row({name: values[epoch] for name, values in history.items()}) for epoch in range(done)]
+        self.curve += [{"epoch": begin + epoch, "stage": stage, **row} for epoch, row in enumerate(rows)]
+        self.epoch += done
+
+
+def _row(logs):
+    return {name: round(float(logs[name]), 4) for name in ("loss", "accuracy", "val_accuracy")}
 
 
 def gives_logits(model):

@@ -29,7 +29,7 @@ def group_sparsity(
     Args:
         model, train, epochs, criterion, callbacks, selection: see `tfprune.recipes.sfp`; scope is `"global"` unless
             given. The model is trained, the one in the result trained further.
-        strength: of the penalty in its last epoch, at most 1; it grows evenly. See `tfprune.sparse.GroupLasso`, power=2.
+        strength: of the penalty in its last epoch, at most 1; it grows evenly. See `GroupLasso(power=2)`.
         part: which part of the epochs has the penalty, in (0, 1).
 
     Raises:
