@@ -19,7 +19,6 @@ from models import difference, numbers
 import tfprune
 from tfprune import recipes
 from tfprune.__main__ import main
-from tfprune.criteria import register_criterion  # noqa: F401  (recipes name criteria)
 from tfprune.data import load
 from tfprune.distillation import Distiller
 from tfprune.errors import PlanError
@@ -73,13 +72,18 @@ def run(name, **more):
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_recipe(name):
     result, model, train = run(name)
+    again = run(name)[0].model
+    assert [w.shape for w in again.weights] == [w.shape for w in result.model.weights]
+    for one, other in zip(again.weights, result.model.weights, strict=True):
+        np.testing.assert_array_equal(numbers(one), numbers(other))
     assert sum(epochs for _, epochs, _ in train.stages) == EPOCHS
     assert train.models[-1] is result.model or train.models[-1] is model
 
     before = 4 * 4 * 9 * (1 * 8 + 8 * 12 + 12 * 8) + 80  # by hand: a padded map of 4x4, 3x3 kernels, and the head
     left = tfprune.cost(result.model).macs
     assert result.cost_before.macs == before
-    assert 0.35 * before <= left <= 0.5 * before
+    # Thresholds take channels that score alike together, budgets take them one by one.
+    assert (0.25 if name == "ladder" else 0.4) * before <= left <= 0.5 * before
 
     # Cut, and before it was trained on: what the large model computes with the same channels zeroed.
     if name != "scratch":
@@ -87,14 +91,6 @@ def test_a_recipe(name):
             result.model.set_weights(train.cut)
         tfprune.soft_prune(model, result.plan)
         assert difference(model, result.model) <= 1e-5
-
-
-@pytest.mark.parametrize("name", recipes.names())
-def test_a_seed_gives_the_same_twice(name):
-    first, second = (run(name)[0].model for _ in range(2))
-    assert [w.shape for w in first.weights] == [w.shape for w in second.weights]
-    for one, other in zip(first.weights, second.weights, strict=True):
-        np.testing.assert_array_equal(numbers(one), numbers(other))
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -155,11 +151,11 @@ def test_sfp_zeroes_all_from_the_beginning_and_agp_little_by_little():
     for name in ("sfp", "agp", "asfp"):
         seen = []
         watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["pruned_channels"]))  # noqa: B023
-        run(name, callbacks=[watch])
+        run(name, macs=0.3, callbacks=[watch], **({} if name == "sfp" else {"until": 1.0}))
         pruned[name] = seen
     assert len(set(pruned["sfp"])) == 1
-    assert 0 < pruned["agp"][0] < pruned["agp"][-1] == pruned["agp"][2]
-    assert 0 < pruned["asfp"][0] < pruned["asfp"][-1]
+    for name in ("agp", "asfp"):
+        assert 0 < pruned[name][0] < pruned[name][-1] >= pruned["sfp"][-1]
 
 
 def test_stopping_early():

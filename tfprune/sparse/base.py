@@ -23,6 +23,7 @@ from tfprune.errors import PlanError
 from tfprune.frontend import trace
 from tfprune.schedules import Schedule
 from tfprune.selection.patterns import Patterns, holding_all, holding_any
+from tfprune.settings import described
 
 Penalty = Callable[[], Any]  # a scalar tensor, of the weights as they are
 
@@ -107,6 +108,24 @@ class SparseTraining(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         self._release()
+
+    # -- for `tfprune.Resume` --------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, as JSON: a training that goes on must have the same."""
+        given = {"strength": self.strength, "every": self.every, "only": self.only, "ignore": self.ignore}
+        return {"kind": type(self).__name__, **described(given)}
+
+    def get_state(self) -> dict[str, Any]:
+        """How many steps were trained; the epoch is told anyway."""
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from `get_state`; called after training has begun."""
+        self._step = int(state["step"])
+        if self.every != "epoch":
+            self._set(self._step)
 
     # -- what they do ---------------------------------------------------------------------------------------------
 
