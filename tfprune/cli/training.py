@@ -30,6 +30,7 @@ class Stages:
         rate: the learning rate at the beginning of a stage; it falls to 0 along a cosine.
         decay: weight decay; each step takes away rate * decay of every weight.
         batch_size: samples a step.
+        seed: each stage, and what comes behind it, draws the same random numbers whether or not the run was killed.
         settings: what the run was started with; a start with others is refused.
 
     Attributes:
@@ -47,11 +48,12 @@ class Stages:
         rate: float,
         decay: float,
         batch_size: int,
+        seed: int,
         settings: dict[str, Any],
     ):
         self.train, self.validation, self.directory = train, validation, directory
         self.from_logits, self.optimizer, self.rate, self.decay = from_logits, optimizer, rate, decay
-        self.batch_size, self.settings = batch_size, settings
+        self.batch_size, self.seed, self.settings = batch_size, seed, settings
         self.curve: list[dict[str, Any]] = []
 
     def __call__(self, model: keras.Model, epochs: int, *, stage: str, callbacks: Sequence[Any] = ()) -> None:
@@ -60,6 +62,7 @@ class Stages:
         number = len({row["stage"] for row in self.curve})
         place = re.sub(r"[^\w.-]", "_", f"{number}-{stage}")
         resume = Resume(self.directory / place, [*callbacks], settings=self.settings)
+        keras.utils.set_random_seed(self.seed + 2 * number)  # `fit` draws the seed of its shuffling before it begins
         with progress.training(stage, epochs) as shown:
             try:
                 history = model.fit(
@@ -72,6 +75,7 @@ class Stages:
                 )
             except (ValueError, TypeError) as error:
                 raise DataError(f"{model.name!r} could not be trained on these samples: {error}") from error
+        keras.utils.set_random_seed(self.seed + 2 * number + 1)
         for epoch in history.epoch:
             logs = {name: values[epoch] for name, values in history.history.items() if epoch < len(values)}
             self.curve.append({"stage": stage, "epoch": epoch, **{n: float(logs[n]) for n in _COLUMNS if n in logs}})

@@ -38,6 +38,7 @@ def _run(options: SimpleNamespace) -> None:
         rate=options.learning_rate,
         decay=options.weight_decay,
         batch_size=options.batch_size,
+        seed=options.seed,
         settings={name: value for name, value in vars(options).items() if name != "output_dir"},
     )
     if options.train_epochs:
