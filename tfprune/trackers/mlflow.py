@@ -21,8 +21,6 @@ from tfprune.tables import listed
 from tfprune.trackers.base import Tracker
 from tfprune.trackers.record import Record
 
-_METRICS_A_REQUEST = 1000  # MLflow's own limit
-_PARAMS_A_REQUEST = 100
 _UPLOAD = 120  # seconds without an answer while a model is sent; the server has just answered something shorter
 
 
@@ -139,8 +137,7 @@ class MLflow(Tracker):
         }
         metrics = [Metric(name, value, when, record.step) for name, value in named.items()]
         with self._soon() as client:
-            for start in range(0, len(metrics), _METRICS_A_REQUEST):
-                client.log_batch(self._run_id, metrics=metrics[start : start + _METRICS_A_REQUEST])
+            client.log_batch(self._run_id, metrics=metrics)
 
     def take(self, entry: dict[str, Any]) -> None:
         """A record, or params, a text, a model or the end of the run."""
@@ -195,8 +192,7 @@ class MLflow(Tracker):
         if changed:
             raise TfpruneError(f"{self.target} has other params: {listed(changed, 8)}; give the run another name")
         new = [Param(key, value) for key, value in params.items() if key not in logged]
-        for start in range(0, len(new), _PARAMS_A_REQUEST):
-            self._client.log_batch(self._run_id, params=new[start : start + _PARAMS_A_REQUEST])
+        self._client.log_batch(self._run_id, params=new)
 
     def _write_model(self, entry: dict[str, Any]) -> None:
         import mlflow
