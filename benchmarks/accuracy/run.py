@@ -231,7 +231,7 @@ def report(settings, output):
     header = ("arm", "accuracy", "drop, points", "MACs left", "parameters", "epochs", "seconds")
     text = table(f"{FLAGS.model} on {pathlib.Path(FLAGS.dataset).name}, {FLAGS.tier} tier", header, rows)
     print(text, flush=True)
-    command = " ".join(["python", "benchmarks/accuracy/run.py", *(a for a in sys.argv[1:] if "=/" not in a)])
+    command = " ".join(["python", "benchmarks/accuracy/run.py", *map(without_folders, sys.argv[1:])])
     write_json(
         output.with_suffix(".json"),
         {
@@ -242,6 +242,12 @@ def report(settings, output):
             "arms": found,
         },
     )
+
+
+def without_folders(argument):
+    """A flag as it may be shown: of absolute paths the last part."""
+    name, equals, value = argument.partition("=")
+    return f"{name}{equals}{pathlib.Path(value).name}" if value.startswith("/") else argument
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,11 @@ def main():
         "seconds": round(time.time() - start),
         "epochs": training.done,
         "curve": training.curve,
-        "settings": vars(flags) | {"torch": torch.__version__, "torch_pruning": torch_pruning.__version__},
+        "settings": {
+            **{name: value for name, value in vars(flags).items() if name not in ("dataset", "weights", "output")},
+            "torch": torch.__version__,
+            "torch_pruning": metadata.version("torch-pruning"),
+        },
     }
     scratch = Path(f"{flags.output}.part")
     scratch.write_text(json.dumps(result, indent=1))
