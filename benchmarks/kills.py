@@ -41,7 +41,8 @@ flags.DEFINE_integer("each", 6, "At most so many in one training.", lower_bound=
 flags.DEFINE_integer("seed", 0, "Of the moments.")
 flags.DEFINE_bool("commands", False, "Start each process as a command instead of forking it.")
 flags.DEFINE_string("train", None, "Train in this directory; what the others start.")
-flags.DEFINE_integer("kind", 0, "Which training.", lower_bound=0, upper_bound=3)
+flags.DEFINE_integer("kind", 0, "Which training, with --train.", lower_bound=0, upper_bound=3)
+flags.DEFINE_list("kinds", ["0", "1", "2", "3"], "Which trainings are killed.")
 
 EPOCHS, BATCH = 4, 8
 KINDS = (
@@ -179,7 +180,7 @@ def main(_):
         train(FLAGS.train, FLAGS.kind)
         return
     random.seed(FLAGS.seed)
-    counts = {kind: [0, 0, 0, 0, 0] for kind in range(len(KINDS))}  # trainings, kills, amid saves, plans, weights
+    counts = {kind: [0, 0, 0, 0, 0] for kind in map(int, FLAGS.kinds)}  # trainings, kills, amid saves, plans, weights
     known, total = {}, 0
     while total < FLAGS.kills:
         kind = min(counts, key=lambda kind: counts[kind][1])

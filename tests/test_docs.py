@@ -144,3 +144,15 @@ def test_tracking_as_the_page_has_it(tmp_path, monkeypatch):
     assert len((tmp_path / "run.csv").read_text().splitlines()) == 1 + 3
     assert len((tmp_path / "lines.txt").read_text().splitlines()) == 2
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_resume_as_the_page_has_it(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in blocks("resume.md"):
+        exec(compile(block, "resume.md", "exec"), scope)
+    assert [len(list((tmp_path / "runs" / name).glob("checkpoint-*"))) for name in ("first", "second", "third")] == [
+        2
+    ] * 3
+    assert scope["resume"].epoch == 3 and scope["pruning"].plan.pruned

@@ -154,6 +154,8 @@ class SoftPruning(keras.callbacks.Callback):
         self.monitor = ConvergenceMonitor(max_failure_rate)
         self.plan: PruningPlan | None = None
         self._loop: _Loop | None = None
+        #: Keras need not wait for each step: between epochs alone there is something to do
+        self.async_safe = every == "epoch"
         #: batches that have been trained on before are read again, and do not count (`Resume` sets it)
         self.paused = False
         #: where the state before this moment is kept, if it is (`Resume` sets it)
