@@ -57,7 +57,10 @@ def network(optimizer=None, width=8, seed=3):
             layers.Dense(3),
         ]
     )
-    model.compile(optimizer or keras.optimizers.Adam(0.01, use_ema=True), "mse", metrics=["mae"], jit_compile=False)
+    # Compiling takes longer than these few steps; benchmarks/kills.py kills compiled ones.
+    eager = keras.backend.backend() == "tensorflow"
+    optimizer = optimizer or keras.optimizers.Adam(0.01, use_ema=True)
+    model.compile(optimizer, "mse", metrics=["mae"], jit_compile=False, run_eagerly=eager)
     return model
 
 

@@ -108,7 +108,10 @@ class Resume(keras.callbacks.Callback):
             raise PlanError(f"changes is 'refuse' or 'accept', and {changes!r} came")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
             raise PlanError(f"seed is a whole number from 0 on or None, and {seed!r} came")
-        if not (data is None or data == "stream" or callable(data) or hasattr(data, "set_epoch")):
+        streams = isinstance(data, str) and data == "stream"
+        if streams and keras.backend.backend() != "tensorflow":
+            raise DataError("data='stream' is read again on TensorFlow alone; begin the generator itself where it was")
+        if not (data is None or streams or callable(data) or hasattr(data, "set_epoch")):
             raise DataError(
                 f"data is an object with set_epoch(epoch), a function of the epoch or 'stream', and a "
                 f"{type(data).__name__} came"
@@ -117,7 +120,7 @@ class Resume(keras.callbacks.Callback):
         self.log = log or (lambda line: None)
         self.checkpoints = Checkpoints(directory, keep, self.log)
         self.kept = list(pruning) if isinstance(pruning, Sequence) else [] if pruning is None else [pruning]
-        self.settings, self.data = dict(settings or {}), data
+        self.settings, self.data, self._streams = dict(settings or {}), data, streams
         self.epoch = self.batch = self.step = 0
         self.logs: list[dict[str, Any]] = []
         self.extra: Any = None
@@ -127,7 +130,7 @@ class Resume(keras.callbacks.Callback):
         self._optimizer: Any = None
         self._synchronize: Callable[[], Any] | None = None
         self._metrics: list[Any] = []
-        self._reread = 0
+        self._reread = self._ahead = 0
         self._random: dict[str, Any] | None = None
         self._poison: float | None = None
         self._thread = 0
@@ -146,11 +149,10 @@ class Resume(keras.callbacks.Callback):
         self._fill_history()
         self.epoch, self._epoch_step = epoch, self.step - self.batch
         self._begin_epoch(epoch)
-        if not self._reread:
-            self.batch = 0
-        else:
-            self._tell("paused", True)
-            self._pass_over(self._reread)
+        self._tell("paused", self._reread > 0)
+        if self._reread or self._ahead:
+            self._pass_over(self._reread, self._ahead)
+            self._ahead = 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._reread:
@@ -290,7 +292,7 @@ class Resume(keras.callbacks.Callback):
         if is_first():
             lock(self.directory)
             self.checkpoints.clean()
-        self.epoch = self.batch = self.step = self._reread = 0
+        self.epoch = self.batch = self.step = self._reread = self._ahead = 0
         self.logs, self.extra, self._stopped, self._random, self._poison = [], None, False, None, None
         self._thread = threading.get_ident()
         try:
@@ -395,7 +397,7 @@ class Resume(keras.callbacks.Callback):
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.logs, self.extra = unpacked(state["logs"], arrays), unpacked(state["extra"], arrays)
         self._metrics, self._random, self._stopped = state["metrics"], state["random"], state["stopped"]
-        self._reread = self.step if self.data == "stream" else self.batch
+        self._reread, self._ahead = self.batch, self.step - self.batch if self._streams else 0
         self._tell("newest_checkpoint", place)
         where = f", batch {self.batch}" if self.batch else ""
         told = "the training had ended" if self._stopped else f"going on with epoch {self.epoch}{where}"
@@ -429,7 +431,7 @@ class Resume(keras.callbacks.Callback):
     def _described(self) -> dict[str, Any]:
         """What the run is started with."""
         optimizer = self._optimizer or getattr(self.model, "optimizer", None)
-        size = len(self.data) if hasattr(self.data, "__len__") and self.data != "stream" else None
+        size = len(self.data) if hasattr(self.data, "__len__") and not self._streams else None
         return {
             "settings": described(self.settings),
             "backend": keras.backend.backend(),
@@ -445,17 +447,24 @@ class Resume(keras.callbacks.Callback):
 
     # -- how `fit` is told ----------------------------------------------------------------------------------------
 
-    def _pass_over(self, batches: int) -> None:
+    def _pass_over(self, batches: int, ahead: int) -> None:
         """Let `fit` read the batches that have been trained on, and do nothing with them.
 
-        So every kind of data goes on where it was, as long as an epoch's order is the same when it is read again.
+        So every kind of data goes on where it was, as long as an epoch's order is the same when it is read again. The
+        batches of a stream that belong to earlier epochs come `ahead` of this one's.
         """
         model, left = self.model, batches
         train, backend = model.train_function, keras.backend.backend()
         _put(model.metrics_variables, self._metrics)
 
         def passed(*given: Any) -> Any:
-            nonlocal left
+            nonlocal left, ahead
+            while ahead:
+                next(given[0])
+                ahead -= 1
+            if not left:
+                model.train_function = train
+                return train(*given)
             left -= model.steps_per_execution
             if left <= 0:
                 model.train_function = train
