@@ -146,6 +146,7 @@ def test_tracking_as_the_page_has_it(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_resume_as_the_page_has_it(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow")
     monkeypatch.chdir(tmp_path)

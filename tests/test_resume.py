@@ -115,6 +115,7 @@ def test_a_killed_run_ends_as_it_would_have(kind, tmp_path):
     assert len(again[2]["loss"]) == 4, "what fit returns has all epochs in it"
 
 
+@pytest.mark.slow
 def test_a_ladder_that_is_left_early_goes_on_and_stays_stopped(tmp_path):
     def start(name, **options):
         pruning = tfprune.SoftPruning(
@@ -173,8 +174,10 @@ def loader():
     "source",
     [
         loader,
-        pytest.param(shuffled_rows, marks=on_tensorflow),
-        lambda: ("stream", {"x": stream(), "steps_per_epoch": 4}),
+        pytest.param(shuffled_rows, marks=[on_tensorflow, pytest.mark.slow]),
+        pytest.param(
+            lambda: ("stream", {"x": stream(), "steps_per_epoch": 4}), marks=[on_tensorflow, pytest.mark.slow]
+        ),
     ],
     ids=["PyDataset", "tf.data", "generator"],
 )
@@ -188,6 +191,7 @@ def test_data_goes_on_in_the_middle_of_an_epoch(source, tmp_path):
     assert_alike(whole, start("killed"))
 
 
+@pytest.mark.slow
 def test_keras_callbacks_have_a_state_too(tmp_path):
     def start(name, kill=None):
         also = [
@@ -229,6 +233,7 @@ def own_loop(directory, kill=None, epochs=3, every=2):
     return model, pruning, resume.logs[-1]
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own(tmp_path):
     whole = own_loop(tmp_path / "whole")
     assert own_loop(tmp_path / "killed", 7) is None and own_loop(tmp_path / "killed", 1) is None
@@ -248,6 +253,7 @@ class ForeignOptimizer:
         self.state = state["state"]
 
 
+@pytest.mark.slow
 def test_an_optimizer_with_a_state_dict_and_things_of_ones_own(tmp_path):
     resume, optimizer = tfprune.Resume(tmp_path, log=None), ForeignOptimizer()
     assert resume.start(network(), optimizer=optimizer) == 0
@@ -327,6 +333,7 @@ def test_a_damaged_checkpoint_is_passed_over(file, how, run):
     assert (run / "damaged-000002").is_dir() and not newest.exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_one_before_the_damaged(run, tmp_path):
     (run / "checkpoint-000002" / "model.weights.h5").write_bytes(b"no")
     said = []
@@ -334,6 +341,7 @@ def test_a_run_goes_on_from_the_one_before_the_damaged(run, tmp_path):
     assert "damaged" in said[0] and "epoch 1" in said[1]
 
 
+@pytest.mark.slow
 def test_with_all_damaged_nothing_is_begun_anew_in_silence(run):
     for name in ("checkpoint-000001", "checkpoint-000002"):
         (run / name / "state.json").write_text("{}")
@@ -382,6 +390,7 @@ class Fill(keras.callbacks.Callback):
             self.fill()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_does_not_end_the_training(tmp_path, full_disk):
     whole = train(tmp_path / "whole")
     with pytest.warns(UserWarning, match=r"could not be written.*training goes on, checkpoint-000002 stays"):
@@ -420,6 +429,7 @@ def test_two_runs_in_one_directory_are_refused(tmp_path):
     unlock(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -446,6 +456,7 @@ def test_another_start_is_refused_and_the_differences_are_listed(options, messag
     assert Checkpoints(run).read()[1]["epoch"] == 2, "nothing was written"
 
 
+@pytest.mark.slow
 def test_other_settings_on_purpose(run):
     said = []
     model = network(keras.optimizers.Adam(0.5, use_ema=True))
@@ -455,6 +466,7 @@ def test_other_settings_on_purpose(run):
         go_on(run, model=network(width=6), changes="accept")
 
 
+@pytest.mark.slow
 def test_data_that_ends_before_the_place_is_noticed(tmp_path):
     def start(count, kill=None):
         rows = [(x[None], y[None]) for x, y in zip(*samples(), strict=True)][:count]
@@ -465,6 +477,7 @@ def test_data_that_ends_before_the_place_is_noticed(tmp_path):
         start(4)
 
 
+@pytest.mark.slow
 def test_nan_is_noticed_and_nothing_is_written_over(run):
     model = network()
 
@@ -486,6 +499,7 @@ def poisoned(directory, model, poison):
     model.fit(x, y, batch_size=8, epochs=4, verbose=0, validation_data=(x, y), callbacks=[pruning, resume, poison])
 
 
+@pytest.mark.slow
 def test_nan_weights_behind_a_finite_loss_are_noticed(run):
     model = network()
 
@@ -513,6 +527,7 @@ def test_bad_arguments(options, error, tmp_path):
         tfprune.Resume(tmp_path, **options)
 
 
+@pytest.mark.slow
 def test_resume_comes_last(tmp_path):
     pruning, (x, y) = soft(), samples()
     with pytest.raises(PlanError, match="put Resume behind SoftPruning"):
@@ -630,6 +645,7 @@ def test_a_ladder_whose_training_diverges(tmp_path):
 # ---------------------------------------------------------------------- real kills
 
 
+@pytest.mark.slow
 def test_kills(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--kills=4", "--each=2", "--seed=3"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
