@@ -42,6 +42,7 @@ class Known:
         shapes: name -> shape, where the rank is known; None for axes of unknown size.
         data: name -> the numbers in each of the two runs, for small constants and what is computed from shapes.
         constants: names of what does not depend on the inputs.
+        zeros: names of small tensors that are 0, whatever their size is.
     """
 
     def __init__(self, model: onnx.ModelProto, nodes: Sequence[Node]):
@@ -57,6 +58,7 @@ class Known:
         self.types = {name: t.tensor_type.elem_type for name, t in runs[0].types.items() if t.HasField("tensor_type")}
         self.shapes = {name: merged(shape, runs[-1].shapes.get(name)) for name, shape in runs[0].shapes.items()}
         pairs = {name: (d, runs[-1].data[name]) for name, d in runs[0].data.items() if name in runs[-1].data}
+        self.zeros = {name for name, pair in pairs.items() if not any(np.any(part) for part in pair)}
         # Floats that come in another number each time are no shape, but a constant that is repeated.
         self.data = {name: pair for name, pair in pairs.items() if pair[0].dtype.kind in "iub" or _alike(*pair)}
         for name, (first, second) in self.data.items():

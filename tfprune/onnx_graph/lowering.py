@@ -49,12 +49,14 @@ class Variable:
         shape: the weight's shape.
         pattern: the tensor's own shape, with -1 along the axis of a vector that is flat here.
         label: what the weight is called: `kernel`, `bias`, ...
+        moved: how the tensor becomes the weight and the weight the tensor, where they differ by more than a shape.
         uses: (node, number of the input) of each use.
     """
 
     def __init__(self, known: Known, name: str, label: str, shape: tuple[int, ...], pattern: tuple[int, ...] | None):
         self.known, self.name, self.label, self.shape, self.pattern = known, name, label, shape, pattern
         self.uses: list[tuple[Node, int]] = []
+        self.moved: tuple[Callable[[NDArray], NDArray], Callable[[NDArray], NDArray]] | None = None
 
     @property
     def dtype(self) -> str:
@@ -63,12 +65,15 @@ class Variable:
 
     def numpy(self) -> NDArray:
         """Its numbers, in the weight's shape, read-only."""
-        array = self.known.array(self.name).reshape(self.shape).view()
+        array = self.known.array(self.name)
+        array = (self.moved[0](array) if self.moved else array.reshape(self.shape)).view()
         array.flags.writeable = False
         return array
 
     def patterned(self, array: NDArray) -> NDArray:
         """An array in the shape that the nodes take."""
+        if self.moved:
+            return self.moved[1](array)
         return array if self.pattern is None else array.reshape(self.pattern)
 
     def assign(self, array: NDArray) -> None:
@@ -277,6 +282,19 @@ class Lowering(Base):
         if -1 not in pattern:
             pattern = (*pattern[:-1], -1) if pattern else (-1,)
         return self._tracer.variable(key, self.node, index, label, (int(np.prod(shape)),), pattern)
+
+    def moved(
+        self,
+        index: int,
+        label: str,
+        shape: tuple[int, ...],
+        there: Callable[[NDArray], NDArray],
+        back: Callable[[NDArray], NDArray],
+    ) -> Variable:
+        """A kernel that ONNX holds in another form than the op wants: `there` and `back` are views of arrays."""
+        variable = self._tracer.variable((self.node.inputs[index], self.node.op, label), self.node, index, label, shape)
+        variable.moved = there, back
+        return variable
 
     # -- ops that Keras has no use for ----------------------------------------------------------------------------
 

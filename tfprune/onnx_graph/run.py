@@ -27,11 +27,12 @@ def random_inputs(model: Any, samples: int = 2, seed: int = 0) -> list[NDArray]:
     """Random arrays for the inputs, in their order; whole numbers are rows of the tables that they look up.
 
     Args:
-        samples: the size of an axis of unknown size that comes first.
+        samples: the size of an axis of unknown size that comes first, and of others of the same name.
     """
     model = load(model)
     fixed = {tensor.name for tensor in model.graph.initializer}
     values = [value for value in model.graph.input if value.name not in fixed]
+    batch = {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim[:1]} - {""}
     known = functools.cache(lambda: Known(model, nodes_of(model)))
     generator = np.random.default_rng(seed)
     arrays = []
@@ -39,9 +40,10 @@ def random_inputs(model: Any, samples: int = 2, seed: int = 0) -> list[NDArray]:
         shape = declared_shape(value.type)
         if shape is None:
             raise TraceError(f"the input {value.name!r} has no shape; give it one, with names for unknown sizes")
-        sizes: Any = shape if None not in shape[1:] else known().sizes[0][value.name]
-        if shape[:1] == (None,):
-            sizes = (samples, *sizes[1:])
+        names = [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+        sizes: Any = [samples if size is None and (not axis or names[axis] in batch) else size
+                      for axis, size in enumerate(shape)]  # fmt: skip
+        sizes = tuple(known().sizes[0][value.name][axis] if size is None else size for axis, size in enumerate(sizes))
         if math.prod(sizes) > _LARGEST:
             raise TraceError(f"the input {value.name!r} has shape {sizes}, too large to be run")
         kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
