@@ -104,38 +104,3 @@ def test_half_the_channels_zeroed_and_stripped(name, dynamo, batch, torchvision,
     if batch == "any":
         inputs = [np.random.default_rng(0).standard_normal((5, 3, 64, 64)).astype(np.float32)]
         tfprune.verify(proto, result.model, inputs=inputs).raise_if_different("another batch")
-
-
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_recurrent_layers(kind, dynamo, tmp_path):
-    torch = pytest.importorskip("torch")
-    if dynamo:
-        pytest.importorskip("onnxscript")
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = getattr(torch.nn, kind)(6, 16, num_layers=2, batch_first=True)
-            self.last = torch.nn.Linear(16, 3)
-
-        def forward(self, x):
-            return self.last(self.first(x)[0])
-
-    torch.manual_seed(0)
-    path, x = tmp_path / "model.onnx", torch.randn(2, 5, 6)
-    if dynamo:
-        shapes = ({0: torch.export.Dim("batch", min=2)},)
-        torch.onnx.export(Model().eval(), (x,), path, dynamo=True, dynamic_shapes=shapes, external_data=False)
-    else:
-        axes = {"x": {0: "batch"}}
-        torch.onnx.export(Model().eval(), (x,), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
-    proto = onnx.load(path)
-    graph = tfprune.trace(proto)
-    assert not graph.opaque
-    tfprune.soft_prune(proto, tfprune.select(graph, "l1", ratio=0.5, round_to=1))
-    result = tfprune.strip(proto)
-    assert result.verification.relative <= 1e-5 and result.verification.spread > 1e-3
-    widths = [next(a.i for a in node.attribute if a.name == "hidden_size") for node in result.model.graph.node
-              if node.op_type == kind]  # fmt: skip
-    assert widths == [8, 8]
