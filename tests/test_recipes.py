@@ -120,6 +120,14 @@ def test_the_page_has_all_recipes():
     assert sorted(rows) == sorted(recipes.names())
 
 
+def test_the_page_does_what_it_says():
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), flags=re.DOTALL):
+        exec(compile(block, "recipes.md", "exec"), scope)
+    assert scope["result"].cost_after.macs <= 0.5 * scope["result"].cost_before.macs
+    assert scope["my_recipe"].__name__ == "my_recipe"
+
+
 def test_a_recipe_is_found_by_its_file(monkeypatch, tmp_path):
     (tmp_path / "mine.py").write_text("def mine(model, train, *, epochs): return 'mine'\n")
     monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
