@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 import os
@@ -511,9 +512,11 @@ def _asleep(callback: Any) -> bool:
 def _state_of(callback: Any) -> Any:
     if hasattr(callback, "get_state"):
         return callback.get_state()
+    # What it was made with is no state: EarlyStopping turns its min_delta around when it begins.
+    settings = inspect.signature(type(callback).__init__).parameters
     found = {}
     for name, value in vars(callback).items():
-        if name in ("params", "_model"):
+        if name in ("params", "_model") or name in settings:
             continue
         try:
             packed(value, {})
