@@ -18,9 +18,11 @@ rounding            how far the soft-pruned model's own outputs move when its in
 trace ... clone s   seconds: trace with its groups; plan (facts, simplify, narrow) and rebuild as strip counts them; all
                     of strip(verify=False); clone_model plus set_weights. Medians, strip and clone in turn
 peak MB             what strip(verify=False) adds to the resident memory at its peak
-of two models       resident memory at that peak, less what there was before the model was built, over the bytes of the
-                    weights of both models. In a second process, where the model is built from arrays: initialisers
-                    leave TensorFlow with free memory that it never gives back, and strip would take from there unseen
+of models           resident memory at that peak over what both models take once strip is done, each less what there
+                    was before the first was built
+of weights          the same peak over the bytes of both models' weights: how much a model is besides its weights, too.
+                    Memory is measured in a second process, where the model is built from arrays: initialisers leave
+                    TensorFlow with free memory that it never gives back, and strip would take from there unseen
 
 The exit code is 1 if a model is not exact, does not respond, or fails.
 """
@@ -213,12 +215,16 @@ def _peak(given: argparse.Namespace) -> dict[str, Any]:
     _settle()
     before = resident()
     growth, result = peak_growth(lambda: tfprune.strip(model, verify=False))
-    both = _bytes(model) + _bytes(result.model)
+    stripped = result.model
+    del result
+    _settle()
+    peak = before - empty + growth * MB
     return {
-        "weights_MB": [_bytes(model) / MB, _bytes(result.model) / MB],
+        "weights_MB": [_bytes(model) / MB, _bytes(stripped) / MB],
         "model_MB": (before - empty) / MB,
         "growth_MB": growth,
-        "of_two_models": (before - empty + growth * MB) / both,
+        "of_models": peak / (resident() - empty),
+        "of_weights": peak / (_bytes(model) + _bytes(stripped)),
     }
 
 
@@ -261,14 +267,14 @@ def _verdict(row: dict[str, Any]) -> str:
 def _table(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
     header = (
         "model", "groups", "refused", "parameters M", "MACs G", "difference", "response", "rounding",
-        "trace s", "plan s", "rebuild s", "strip s", "clone s", "strip/clone", "peak MB", "of two models", "",
+        "trace s", "plan s", "rebuild s", "strip s", "clone s", "strip/clone", "peak MB", "of models", "of weights", "",
     )  # fmt: skip
     lines = []
     for row in rows:
         if "error" in row:
             lines.append((row["model"], *[""] * (len(header) - 2), _verdict(row)))
             continue
-        peak, ratio = row.get("growth_MB"), row.get("of_two_models")
+        peak, ratios = row.get("growth_MB"), [row.get(key) for key in ("of_models", "of_weights")]
         lines.append(
             (
                 row["model"],
@@ -282,7 +288,7 @@ def _table(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
                 *(f"{row[key]:.3f}" for key in ("trace_s", "plan_s", "rebuild_s", "strip_s", "clone_s")),
                 f"{row['ratio']:.2f}",
                 "" if peak is None else f"{peak:.0f}",
-                "" if ratio is None else f"{ratio:.2f}",
+                *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
                 _verdict(row),
             )
         )

@@ -300,6 +300,29 @@ def test_batch_normalization_folds_into_the_convolution(tmp_path):
     # Add: the shortcut, and hard-swish's + 3 that TensorFlow has put into a normalisation's beta. Mul: hard-swish's
     # x * hard_sigmoid(x), and the gate's product.
     assert (found["Conv"], found["Add"], found["Mul"], found["HardSigmoid"]) == (4, 2, 2, 2)
+    # Squeeze-and-excitation's (1, 1, C) is (C, 1, 1) with nothing to move.
+    assert found["Reshape"] == 0
+
+
+@pytest.mark.parametrize(
+    "target, stays",
+    [
+        ([-1, 2, 1, 4], True),
+        ([-1, 2, 4], False),
+        ([-1, 2, 2, 2], False),
+        ([3, 2, 1, -1], False),
+        ([-1, 2, 1, 2], False),
+    ],
+)
+def test_only_a_reshape_to_the_same_shape_is_dropped(target, stays):
+    node = onnx.helper.make_node
+    nodes = [node("Relu", ["x"], ["a"]), node("Reshape", ["a", "t"], ["b"]), node("Neg", ["b"], ["y"])]
+    model = graph_of(nodes, {"t": np.array(target)})
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ("batch", 2, 1, 4))
+    model.graph.input[0].CopyFrom(x)
+    onnx_passes.drop_idle_reshapes(model, onnx_passes.take_constants(model))
+    assert [n.op_type for n in model.graph.node] == (["Relu", "Neg"] if stays else ["Relu", "Reshape", "Neg"])
+    assert model.graph.node[-1].input[0] == ("a" if stays else "b")
 
 
 def test_dense_on_a_feature_map_computes_no_shapes(tmp_path):

@@ -107,6 +107,7 @@ def simplify(model: Any, constants: Constants) -> None:
     fold_affine(model, constants)
     fold_affine_behind(model, constants)
     fuse_hard_sigmoid(model, constants)
+    drop_idle_reshapes(model, constants)
     keep_zero_padding(model)
 
 
@@ -285,6 +286,62 @@ def _number_and_rest(node: Any, constants: Constants) -> tuple[float, str] | Non
         if value is not None and value.size == 1 and value.dtype.kind == "f" and other not in constants:
             return float(value.item()), other
     return None
+
+
+def drop_idle_reshapes(model: Any, constants: Constants) -> None:
+    """Drop each Reshape to the shape that is there already.
+
+    tf2onnx writes a Transpose of (N, 1, 1, C) as one, and does not see that nothing is left of it once it has moved
+    everything else. Squeeze-and-excitation has two a block, and onnxruntime leaves its blocked layout for each.
+    """
+    graph = model.graph
+    outputs = {output.name for output in graph.output}
+    shapes = _shapes(model, constants)
+    same: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.output[0] not in outputs and node.input[1] in constants:
+            before = shapes.get(node.input[0])
+            if before is not None and _stays(before, constants[node.input[1]].tolist()):
+                same[node.output[0]] = same.get(node.input[0], node.input[0])
+                continue
+        kept.append(node)
+    if not same:
+        return
+    for inner in _graphs(graph):
+        for node in inner.node:
+            for place, name in enumerate(node.input):
+                node.input[place] = same.get(name, name)
+    _replace_nodes(graph, kept)
+
+
+def _stays(shape: list[int | None], target: list[int]) -> bool:
+    """Whether a Reshape to `target` leaves a tensor of this shape as it is; one axis may be unknown, and -1."""
+    left = [(size, new) for size, new in zip(shape, target, strict=False) if new != size]
+    return len(shape) == len(target) and (not left or (len(left) == 1 and left[0] == (None, -1)))
+
+
+def _shapes(model: Any, constants: Constants) -> dict[str, list[int | None]]:
+    """Every tensor's shape as ONNX infers it, None for axes of unknown size."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    del light.graph.value_info[:]  # tf2onnx's guesses are of the graph before its passes
+    for name, value in constants.items():
+        if value.dtype == np.int64 and value.size < 16:
+            light.graph.initializer.append(numpy_helper.from_array(value, name))
+        else:
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            light.graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
+    graph = onnx.shape_inference.infer_shapes(light).graph
+    infos = {info.name: info.type.tensor_type for info in (*graph.value_info, *graph.input, *graph.output)}
+    return {
+        name: [axis.dim_value if axis.HasField("dim_value") else None for axis in kind.shape.dim]
+        for name, kind in infos.items()
+        if kind.HasField("shape")
+    }
 
 
 def keep_zero_padding(model: Any) -> None:
