@@ -33,17 +33,20 @@ def application(name: str, size: int | None = None) -> keras.Model:
 def lively(model: keras.Model, seed: int = 0) -> keras.Model:
     """Random weights in place, such that the outputs depend on the inputs; kernels keep the scale of what passes.
 
-    As in trained networks, the shift of a BatchNormalization is as large as its scale. With shifts near 0 every ReLU
-    cuts through the middle of what comes, and a deep network makes 1 out of a rounding error.
+    The shift of a BatchNormalization is twice its scale. With shifts near 0 every ReLU cuts through the middle of what
+    comes, and a deep network makes 1 out of a rounding error.
     """
     generator = np.random.default_rng(seed)
-    batch = {where for where, _, kind in (v.path.rpartition("/") for v in model.weights) if kind == "moving_mean"}
+    kinds: dict[str, set[str]] = {}
+    for where, _, kind in (variable.path.rpartition("/") for variable in model.weights):
+        kinds.setdefault(where, set()).add(kind)
     for variable in model.weights:
         (where, _, kind), shape = variable.path.rpartition("/"), tuple(variable.shape)
+        batch = "moving_mean" in kinds[where]
         if kind == "gamma" or kind.startswith("variable"):  # ConvNeXt's LayerScale does not name its own
-            variable.assign(generator.uniform(0.5, 1.5, shape) * (0.5 if where in batch else 1))
+            variable.assign(generator.uniform(0.5, 1.5, shape) * (0.5 if batch else 1))
         elif kind in ("beta", "bias"):
-            variable.assign(generator.normal(0, 1 if where in batch else 0.1, shape))
+            variable.assign(generator.normal(0, (1 if "gamma" in kinds[where] else 2) if batch else 0.1, shape))
         elif kind.endswith("kernel"):
             inputs = np.prod(shape[:2] if "depthwise" in kind else shape[:-1])
             variable.assign(generator.standard_normal(shape, np.float32) * np.float32((2 / inputs) ** 0.5))
