@@ -115,7 +115,6 @@ def test_a_killed_run_ends_as_it_would_have(kind, tmp_path):
     assert len(again[2]["loss"]) == 4, "what fit returns has all epochs in it"
 
 
-@pytest.mark.slow
 def test_a_ladder_that_is_left_early_goes_on_and_stays_stopped(tmp_path):
     def start(name, **options):
         pruning = tfprune.SoftPruning(
@@ -153,6 +152,7 @@ class Loader(keras.utils.PyDataset):
 def shuffled_rows():
     import tensorflow as tf
 
+    keras.utils.set_random_seed(1)  # as a script does at its start: TensorFlow's seed is part of a shuffle
     epoch = tf.Variable(0, dtype=tf.int64)
     rows = tf.data.Dataset.from_tensor_slices(samples())
     data = tf.data.Dataset.range(1).flat_map(lambda _: rows.shuffle(32, epoch, reshuffle_each_iteration=False))
@@ -174,10 +174,8 @@ def loader():
     "source",
     [
         loader,
-        pytest.param(shuffled_rows, marks=[on_tensorflow, pytest.mark.slow]),
-        pytest.param(
-            lambda: ("stream", {"x": stream(), "steps_per_epoch": 4}), marks=[on_tensorflow, pytest.mark.slow]
-        ),
+        pytest.param(shuffled_rows, marks=on_tensorflow),
+        pytest.param(lambda: ("stream", {"x": stream(), "steps_per_epoch": 4}), marks=on_tensorflow),
     ],
     ids=["PyDataset", "tf.data", "generator"],
 )
@@ -191,7 +189,6 @@ def test_data_goes_on_in_the_middle_of_an_epoch(source, tmp_path):
     assert_alike(whole, start("killed"))
 
 
-@pytest.mark.slow
 def test_keras_callbacks_have_a_state_too(tmp_path):
     def start(name, kill=None):
         also = [
@@ -233,7 +230,6 @@ def own_loop(directory, kill=None, epochs=3, every=2):
     return model, pruning, resume.logs[-1]
 
 
-@pytest.mark.slow
 def test_a_loop_of_ones_own(tmp_path):
     whole = own_loop(tmp_path / "whole")
     assert own_loop(tmp_path / "killed", 7) is None and own_loop(tmp_path / "killed", 1) is None
@@ -253,7 +249,6 @@ class ForeignOptimizer:
         self.state = state["state"]
 
 
-@pytest.mark.slow
 def test_an_optimizer_with_a_state_dict_and_things_of_ones_own(tmp_path):
     resume, optimizer = tfprune.Resume(tmp_path, log=None), ForeignOptimizer()
     assert resume.start(network(), optimizer=optimizer) == 0
@@ -333,7 +328,6 @@ def test_a_damaged_checkpoint_is_passed_over(file, how, run):
     assert (run / "damaged-000002").is_dir() and not newest.exists()
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_from_the_one_before_the_damaged(run, tmp_path):
     (run / "checkpoint-000002" / "model.weights.h5").write_bytes(b"no")
     said = []
@@ -341,11 +335,10 @@ def test_a_run_goes_on_from_the_one_before_the_damaged(run, tmp_path):
     assert "damaged" in said[0] and "epoch 1" in said[1]
 
 
-@pytest.mark.slow
 def test_with_all_damaged_nothing_is_begun_anew_in_silence(run):
     for name in ("checkpoint-000001", "checkpoint-000002"):
         (run / name / "state.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"no checkpoint .* 000002 is damaged .* 000001 is damaged"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*000002 is damaged .*000001 is damaged"):
         go_on(run)
 
 
@@ -390,7 +383,6 @@ class Fill(keras.callbacks.Callback):
             self.fill()
 
 
-@pytest.mark.slow
 def test_a_disk_that_fills_does_not_end_the_training(tmp_path, full_disk):
     whole = train(tmp_path / "whole")
     with pytest.warns(UserWarning, match=r"could not be written.*training goes on, checkpoint-000002 stays"):
@@ -429,7 +421,6 @@ def test_two_runs_in_one_directory_are_refused(tmp_path):
     unlock(tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -456,7 +447,6 @@ def test_another_start_is_refused_and_the_differences_are_listed(options, messag
     assert Checkpoints(run).read()[1]["epoch"] == 2, "nothing was written"
 
 
-@pytest.mark.slow
 def test_other_settings_on_purpose(run):
     said = []
     model = network(keras.optimizers.Adam(0.5, use_ema=True))
@@ -466,18 +456,16 @@ def test_other_settings_on_purpose(run):
         go_on(run, model=network(width=6), changes="accept")
 
 
-@pytest.mark.slow
 def test_data_that_ends_before_the_place_is_noticed(tmp_path):
     def start(count, kill=None):
         rows = [(x[None], y[None]) for x, y in zip(*samples(), strict=True)][:count]
-        return train(tmp_path, kill=kill, every=6, epochs=2, given={"x": iter(rows)}, pruning=soft())
+        return train(tmp_path, kill=kill, every=6, epochs=2, given={"x": (row for row in rows)}, pruning=soft())
 
     assert start(12, kill=8) is None
     with pytest.raises(CheckpointError, match="data set has shrunk"), pytest.warns(UserWarning, match="ran out"):
         start(4)
 
 
-@pytest.mark.slow
 def test_nan_is_noticed_and_nothing_is_written_over(run):
     model = network()
 
@@ -485,9 +473,9 @@ def test_nan_is_noticed_and_nothing_is_written_over(run):
         def on_epoch_begin(self, epoch, logs=None):
             model.layers[3].kernel.assign(np.full(model.layers[3].kernel.shape, np.nan))
 
-    with pytest.raises(
-        DivergedError, match=rf"(?s)loss is nan in epoch 2.*first layer .*{model.layers[3].name}.*000002"
-    ):
+    # Its gradient has spread by the end of the step.
+    first = model.layers[0].name
+    with pytest.raises(DivergedError, match=rf"(?s)loss is nan in epoch 2.*first layer .*{first}.*000002"):
         poisoned(run, model, Poison())
     assert sorted(os.listdir(run)) == ["checkpoint-000001", "checkpoint-000002", "lock"]
 
@@ -499,7 +487,6 @@ def poisoned(directory, model, poison):
     model.fit(x, y, batch_size=8, epochs=4, verbose=0, validation_data=(x, y), callbacks=[pruning, resume, poison])
 
 
-@pytest.mark.slow
 def test_nan_weights_behind_a_finite_loss_are_noticed(run):
     model = network()
 
@@ -527,7 +514,6 @@ def test_bad_arguments(options, error, tmp_path):
         tfprune.Resume(tmp_path, **options)
 
 
-@pytest.mark.slow
 def test_resume_comes_last(tmp_path):
     pruning, (x, y) = soft(), samples()
     with pytest.raises(PlanError, match="put Resume behind SoftPruning"):

@@ -46,11 +46,17 @@ def differences(was: Any, now: Any, name: str = "") -> list[str]:
 
     >>> differences({"rate": 0.1, "loss": "mse"}, {"rate": 0.2, "loss": "mse"})
     ['rate: was 0.1, is 0.2']
+    >>> differences({"rates": [{"to": 1}, {"to": 2}]}, {"rates": [{"to": 1}, {"to": 3}]})
+    ['rates[1].to: was 2, is 3']
     """
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         inner = f"{name}." if name else ""
         keys = dict.fromkeys([*was, *now])
         return [line for key in keys for line in differences(was.get(key, _NONE), now.get(key, _NONE), f"{inner}{key}")]
+    lists = isinstance(was, list) and isinstance(now, list) and len(was) == len(now)
+    if lists and all(isinstance(one, Mapping) for one in (*was, *now)):
+        pairs = enumerate(zip(was, now, strict=True))
+        return [line for index, pair in pairs for line in differences(*pair, f"{name}[{index}]")]
     return [] if was == now else [f"{name}: was {_shown(was)}, is {_shown(now)}"]
 
 
