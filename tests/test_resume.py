@@ -17,11 +17,11 @@ import pytest
 from keras import layers
 
 import tfprune
-from tfprune.checkpoints import Checkpoints, lock, unlock
 from tfprune.errors import CheckpointError, DataError, DivergedError, PlanError
-from tfprune.packing import packed, unpacked
-from tfprune.randomness import random_state, seed_epoch, set_random_state
-from tfprune.settings import described, differences
+from tfprune.runs.checkpoints import Checkpoints, lock, unlock
+from tfprune.runs.packing import packed, unpacked
+from tfprune.runs.randomness import random_state, seed_epoch, set_random_state
+from tfprune.runs.settings import described, differences
 
 ROOT = Path(__file__).parent.parent
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="needs tf.data")
@@ -407,7 +407,8 @@ def test_a_checkpoint_that_cannot_fit_is_not_begun(tmp_path):
 
 def test_two_runs_in_one_directory_are_refused(tmp_path):
     code = (
-        f"import time, tfprune.checkpoints as c; c.lock({str(tmp_path)!r}); print('locked', flush=True); time.sleep(60)"
+        f"import time, tfprune.runs.checkpoints as c; c.lock({str(tmp_path)!r}); "
+        "print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"

@@ -15,16 +15,16 @@ import numpy as np
 from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.ops import Affine, Contract, Depthwise
 from tfprune.channels.plan import PruningPlan
-from tfprune.checkpoints import lock, unlock
 from tfprune.criteria import Criterion, Sample, needs_of
 from tfprune.errors import CheckpointError, DivergedError, PlanError, TfpruneError
 from tfprune.files import atomic_path, output_directory, write_text
-from tfprune.finite import not_finite
 from tfprune.frontend import trace
 from tfprune.monitor import ConvergenceMonitor, FailureReport
-from tfprune.randomness import seed_epoch
+from tfprune.runs.checkpoints import lock, unlock
+from tfprune.runs.finite import not_finite
+from tfprune.runs.randomness import seed_epoch
+from tfprune.runs.settings import described
 from tfprune.selection import matches, select
-from tfprune.settings import described
 from tfprune.soft import soft_prune
 from tfprune.strip import StripResult, strip
 from tfprune.trainings import Trainings

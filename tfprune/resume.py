@@ -15,14 +15,14 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from tfprune.checkpoints import Checkpoints, lock, unlock
 from tfprune.errors import CheckpointError, DataError, DivergedError, PlanError
-from tfprune.finite import refuse_diverged
 from tfprune.keras_graph.arrays import numbers
-from tfprune.packing import packed, read_arrays, unpacked, write_arrays
 from tfprune.processes import agree, is_first
-from tfprune.randomness import layer_seeds, random_state, seed_epoch, set_layer_seeds, set_random_state
-from tfprune.settings import described, differences
+from tfprune.runs.checkpoints import Checkpoints, lock, unlock
+from tfprune.runs.finite import refuse_diverged
+from tfprune.runs.packing import packed, read_arrays, unpacked, write_arrays
+from tfprune.runs.randomness import layer_seeds, random_state, seed_epoch, set_layer_seeds, set_random_state
+from tfprune.runs.settings import described, differences
 
 _WEIGHTS, _ARRAYS = "model.weights.h5", "arrays.npz"
 _SHOWN = 8  # differences in an error

@@ -15,14 +15,14 @@ from tfprune.channels.graph import ChannelGraph
 from tfprune.channels.plan import PruningPlan, zeroable
 from tfprune.criteria import Criterion, Sample, needs_of
 from tfprune.errors import PlanError
-from tfprune.finite import refuse_diverged
 from tfprune.frontend import trace
 from tfprune.latency import LatencyTable
 from tfprune.monitor import ConvergenceMonitor
 from tfprune.processes import agree, is_first
+from tfprune.runs.finite import refuse_diverged
+from tfprune.runs.settings import described
 from tfprune.schedules import Schedule, as_schedule
 from tfprune.selection import Request, Scope, select
-from tfprune.settings import described
 from tfprune.soft import Zeroing
 
 

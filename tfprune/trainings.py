@@ -9,12 +9,12 @@ from typing import Any
 
 import keras
 
-from tfprune.checkpoints import checksum
 from tfprune.errors import CheckpointError
 from tfprune.files import write_json
 from tfprune.monitor import ConvergenceMonitor, FailureReport
-from tfprune.randomness import layer_seeds, set_layer_seeds
-from tfprune.settings import differences
+from tfprune.runs.checkpoints import checksum
+from tfprune.runs.randomness import layer_seeds, set_layer_seeds
+from tfprune.runs.settings import differences
 
 _FILE, _VERSION = "run.json", 1
 

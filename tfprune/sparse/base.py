@@ -21,9 +21,9 @@ from tfprune.channels.parts import share
 from tfprune.channels.weights import Slot, Weight
 from tfprune.errors import PlanError
 from tfprune.frontend import trace
+from tfprune.runs.settings import described
 from tfprune.schedules import Schedule
 from tfprune.selection.patterns import Patterns, holding_all, holding_any
-from tfprune.settings import described
 
 Penalty = Callable[[], Any]  # a scalar tensor, of the weights as they are
 
