@@ -1,6 +1,7 @@
-"""What pytest does not collect where an extra is not installed."""
+"""What pytest does not collect: what an extra is missing for, and scripts that tests start as processes."""
 
 from importlib.util import find_spec
 
 # Its examples run where mlflow is: pip install 'tfprune[mlflow]'.
-collect_ignore = [] if find_spec("mlflow") else ["tfprune/trackers/mlflow.py"]
+collect_ignore = ["tests/several.py", "tests/mirrored.py"]
+collect_ignore += [] if find_spec("mlflow") else ["tfprune/trackers/mlflow.py"]

@@ -74,7 +74,8 @@ def ladder(
         for rung in range(1, rungs + 1):
             left = 1 - (1 - goal) * rung / rungs
             threshold = _threshold(pruning.model, criterion, what, left, only=only, **selection)
-            pruning.run(retrain, [threshold], max_failure_rate, max_retries)
+            # A killed training is `train`'s to go on with; the threshold comes from weights that it gives back.
+            pruning.run(retrain, [threshold], max_failure_rate, max_retries, seed=None, resume=False)
         result = pruning.strip()
     train(result.model, epochs - done, stage="fine-tune", callbacks=[*callbacks])
     return result
