@@ -2,6 +2,6 @@
 
 from importlib.util import find_spec
 
-# Its examples run where mlflow is: pip install 'tfprune[mlflow]'.
 collect_ignore = ["tests/several.py", "tests/mirrored.py"]
+# Its examples run where mlflow is: pip install 'tfprune[mlflow]'.
 collect_ignore += [] if find_spec("mlflow") else ["tfprune/trackers/mlflow.py"]
