@@ -260,15 +260,16 @@ class Resume(keras.callbacks.Callback):
             return None
         arrays: dict[str, Any] = {}
         state = self._state(arrays)
-        weights = _InMemory()
-        self.model.save_weights(weights)
+        file = _InMemory()
+        self.model.save_weights(file)
+        weights = file.getvalue()  # a view of it in an error's traceback makes Python 3.12 crash
 
         def files(place: Path) -> None:
-            (place / _WEIGHTS).write_bytes(weights.getbuffer())
+            (place / _WEIGHTS).write_bytes(weights)
             if arrays:
                 write_arrays(place / _ARRAYS, arrays)
 
-        size = weights.getbuffer().nbytes + sum(array.nbytes for array in arrays.values())
+        size = len(weights) + sum(array.nbytes for array in arrays.values())
         try:
             place = self.checkpoints.write(state, files, size)
         except CheckpointError as error:
