@@ -43,6 +43,11 @@ class Flag:
     high: float | None = None
     required: bool = False
 
+    @classmethod
+    def fraction(cls, name: str, help: str, default: float | None = None) -> Flag:
+        """A number in [0, 1]."""
+        return cls(name, help, "FRACTION", default, "number", low=0, high=1)
+
     def define(self, into: flags.FlagValues) -> None:
         """Define the absl flag."""
         flags.DEFINE(self._parser(), self.name, self.default, self.help, flag_values=into, serializer=None)

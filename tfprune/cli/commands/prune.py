@@ -270,18 +270,12 @@ COMMAND = Command(
             low=0,
             high=1,
         ),
-        Flag(
-            "ratio", "Prune this fraction of every group's channels instead.", "FRACTION", kind="number", low=0, high=1
-        ),
-        Flag("params", "Leave this fraction of the model's parameters.", "FRACTION", kind="number", low=0, high=1),
-        Flag("macs", "Leave this fraction of its multiply-adds.", "FRACTION", kind="number", low=0, high=1),
-        Flag(
+        Flag.fraction("ratio", "Prune this fraction of every group's channels instead."),
+        Flag.fraction("params", "Leave this fraction of the model's parameters."),
+        Flag.fraction("macs", "Leave this fraction of its multiply-adds."),
+        Flag.fraction(
             "latency",
             "Leave this fraction of its latency, predicted from a table that is measured first (onnxruntime).",
-            "FRACTION",
-            kind="number",
-            low=0,
-            high=1,
         ),
         Flag(
             "track",
@@ -308,14 +302,10 @@ COMMAND = Command(
             "exponential, asymptotic, ladder, rounds or one_shot.",
             "NAME",
         ),
-        Flag(
+        Flag.fraction(
             "max_failure_rate",
             "Go on to the next threshold when at most this fraction of what was zeroed came back.",
-            "FRACTION",
             0.1,
-            "number",
-            low=0,
-            high=1,
         ),
         Flag("max_retries", "How often the same channels are zeroed again.", "N", 3, "integer", low=0),
         Flag(
@@ -344,7 +334,7 @@ COMMAND = Command(
         Flag("ignore", "Leave layers alone whose names begin so or match such patterns.", "LIST", None, "list"),
         Flag("round_to", "The number of channels pruned in a group is a multiple of this.", "N", 4, "integer", low=1),
         Flag("min_width", "So many channels of a group stay at least.", "N", 1, "integer", low=1),
-        Flag("max_ratio", "At most this fraction of a group goes.", "FRACTION", kind="number", low=0, high=1),
+        Flag.fraction("max_ratio", "At most this fraction of a group goes."),
         Flag("layers", "Also prune whole convolutions that the model can live without.", kind="boolean", default=False),
         Flag("heads", "Prune whole attention heads instead of widths inside of them.", kind="boolean", default=False),
         Flag(

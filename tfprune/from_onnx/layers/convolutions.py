@@ -41,31 +41,14 @@ def convolution(builder: Builder, node: Node) -> Value:
     weights = [] if bias is None else [bias]
     shared = tuple(node.inputs[1:])
     count = window.dimensions
-    depthwise = groups > 1 and kernel.shape[1] == 1
-    if depthwise and count < 3 and len(set(strides)) == 1:
-        each = kernel.reshape(groups, filters // groups, *kernel.shape[2:])
-        made = builder.layer(
-            node,
-            _DEPTHWISE[count - 1],
-            tensor,
-            [each.transpose(*spatial, 0, 1), *weights],
-            shared,
-            kernel_size=window.kernel,
-            depth_multiplier=filters // groups,
-            **settings,
-        )
+    own: dict[str, Any]
+    if groups > 1 and kernel.shape[1] == 1 and count < 3 and len(set(strides)) == 1:
+        kind, each = _DEPTHWISE[count - 1], kernel.reshape(groups, filters // groups, *kernel.shape[2:])
+        array, own = each.transpose(*spatial, 0, 1), {"depth_multiplier": filters // groups}
     else:
-        made = builder.layer(
-            node,
-            _CONVOLUTIONS[count - 1],
-            tensor,
-            [kernel.transpose(*spatial, 1, 0), *weights],
-            shared,
-            filters=filters,
-            kernel_size=window.kernel,
-            groups=groups,
-            **settings,
-        )
+        kind, array = _CONVOLUTIONS[count - 1], kernel.transpose(*spatial, 1, 0)
+        own = {"filters": filters, "groups": groups}
+    made = builder.layer(node, kind, tensor, [array, *weights], shared, kernel_size=window.kernel, **own, **settings)
     if skipped:
         made = made[(slice(None), *(slice(None, None, stride) for stride in skipped), slice(None))]
     return Value(made, channels_last(value.rank))
